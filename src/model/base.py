@@ -1,0 +1,103 @@
+"""The contract that every model family fulfils, so that one training and one inference script serve them all.
+
+A family is one file: a `Config` dataclass (the `model` section of its YAML, made of `key`s) and a subclass of
+`ViewSynthesizer` that takes it. It is listed in `MODELS` of `src/model/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from ..config import key
+from ..geometry.camera import Cameras, Views
+
+
+@dataclass(kw_only=True)
+class ImageTokenizer:
+    """`model.image_tokenizer`: also tells the data set how to resize."""
+
+    image_size: int = key("image height after resizing, pixels")
+    patch_size: int = key("side of a square patch, pixels")
+    in_channels: int = key("follows from the ray code", 9, ignored=True)
+
+
+@dataclass(kw_only=True)
+class PoseTokenizer:
+    """`model.target_pose_tokenizer`."""
+
+    patch_size: int = key("side of a square patch, pixels; that of the image tokenizer")
+    image_size: int = key("that of the image tokenizer is used", 256, ignored=True)
+    in_channels: int = key("follows from the ray code", 6, ignored=True)
+
+
+class ViewSynthesizer(nn.Module):
+    """Context images in, views from other cameras out.
+
+    A family writes `encode` and `decode`; `render` and `forward` follow. One that learns otherwise than by comparing
+    renders with targets overrides `forward` and `objective`. All learnable computation must happen inside `forward`,
+    which is what DistributedDataParallel wraps; `objective` only compares.
+    """
+
+    target_aware: ClassVar[bool] = False
+    """The target images take part in the render (UP-LVSM estimates its target poses from them)."""
+
+    pretrained_parts: ClassVar[dict[str, str]] = {}
+    """Field of `settings.Pretrained` -> prefix of the parameters that such a file fills when a run starts afresh."""
+
+    def encode(self, input: Views) -> Any:
+        """Scene state from the context views; computed once per scene. Any nest of tensors with batch axis first."""
+        raise NotImplementedError
+
+    def decode(self, scene: Any, cameras: Cameras) -> Tensor:
+        """Images of all given cameras in one pass. [b, v, 3, h, w] in [0, 1]"""
+        raise NotImplementedError
+
+    def target_cameras(self, scene: Any, target: Views) -> Cameras:
+        """Cameras to render for `target`: the given ones, unless the family estimates its own."""
+        return target.cameras
+
+    def key_cameras(self, scene: Any, input: Views, target: Views) -> Cameras:
+        """Cameras through which a video of the scene goes: the context's; a target-aware family's own estimates."""
+        return self.target_cameras(scene, target) if self.target_aware else input.cameras
+
+    def render(self, scene: Any, cameras: Cameras, chunk: int = 0) -> Tensor:
+        """Images of any number of cameras, `chunk` views at a time (0: all at once). [b, v, 3, h, w] in [0, 1]
+
+        The result does not depend on `chunk`.
+        """
+        step = chunk or cameras.num_views
+        parts = [
+            self.decode(scene, cameras.views(slice(i, i + step))) for i in range(0, cameras.num_views, step)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def forward(self, input: Views, target: Views) -> EasyDict:
+        """Training and scoring in one pass: `result.render` [b, v_t, 3, h, w] and `result.cameras`."""
+        scene = self.encode(input)
+        cameras = self.target_cameras(scene, target)
+        return EasyDict(render=self.decode(scene, cameras), cameras=cameras)
+
+    def objective(
+        self, result: EasyDict, target: Views, image_loss: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Scalar loss terms of a forward pass; `loss` is the one to minimise."""
+        return image_loss(result.render, target.image)
+
+    def set_checkpointing(self, every: int) -> None:
+        """Recompute activations in groups of `every` blocks while training; 0 keeps them all."""
+        for module in self.modules():
+            if hasattr(module, "checkpoint_every"):
+                module.checkpoint_every = every
+
+    def compile_blocks(self) -> None:
+        """torch.compile every transformer block in place; parameter names do not change."""
+        for module in self.modules():
+            if hasattr(module, "checkpoint_every"):
+                for block in module:
+                    block.compile()

@@ -1,0 +1,334 @@
+"""The settings of a run, and the loader that turns a YAML file and `key=value` overrides into a checked `RunConfig`.
+
+Published YAML files load unchanged: everything may lie under one top key `parameters`, keys that never had an effect
+are accepted with a warning, and keys that moved are listed in `MOVED`.
+
+Public: Training, Inference, Pretrained, RunConfig, load_config, config_from_tree, to_plain, config_digest, describe.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .config import (
+    ConfigError,
+    build,
+    has_path,
+    key,
+    leaves,
+    parse_overrides,
+    pop_path,
+    read_yaml,
+    set_path,
+    unknown_key,
+)
+
+
+@dataclass(kw_only=True)
+class ViewSelector:
+    min_frame_dist: int = key("smallest distance between the two outer views, frames", 25)
+    max_frame_dist: int = key("largest distance between the two outer views, frames", 100)
+
+
+@dataclass(kw_only=True)
+class Training:
+    """What a run learns from, how, and what it writes. Periods (`*_every`) count optimiser steps."""
+
+    # data
+    dataset_name: str = key("entry of DATASETS", "scene")
+    dataset_path: str | list = key(
+        "full_list.txt, a folder of .torch chunks, or a list of {path, weight} of these", ""
+    )
+    eval_dataset_path: str = key("the same for evaluation; empty: no evaluation while training", "")
+    num_views: int = key("views per training sample, inputs and targets together", 8)
+    num_input_views: int = key("context views", 2)
+    num_target_views: int = key("target views per sample", 6)
+    target_has_input: bool = key("draw training targets from all views, context included", True)
+    dynamic_input_view_num: bool = key(
+        "draw the number of context views (2, 3 or 4) anew at each step", False
+    )
+    view_selector: ViewSelector = key("which frames make a sample", ViewSelector)
+    view_sampler: str = key("entry of VIEW_SAMPLERS", "bounded")
+    square_crop: bool = key("crop the resized image to its centre square", False)
+    scene_scale_factor: float = key("camera centres are divided by this times their largest coordinate", 1.35)
+    pose_norm: str = key(
+        "cameras that define the normalised frame: all views of a sample (as published) or the context only",
+        "all",
+        choices=("all", "context"),
+    )
+    batch_size_per_gpu: int = key("samples per process and forward pass", 8)
+    num_workers: int = key("loader processes per rank; 0 loads in the main process", 4)
+    prefetch_factor: int = key("batches each worker may hold ready; lowered to stay under prefetch_bytes", 32)
+    prefetch_bytes: int = key("most bytes of ready batches that the loaders of one rank hold", 2**30)
+
+    # optimisation
+    lr: float = key("peak learning rate of AdamW", 4e-4)
+    beta1: float = key("AdamW beta1", 0.9)
+    beta2: float = key("AdamW beta2", 0.95)
+    weight_decay: float = key("AdamW decay, on parameters with two or more dimensions", 0.05)
+    warmup: int = key("steps of linear warm-up", 3000)
+    train_steps: int = key("optimiser steps of the whole run", 100000)
+    scheduler_type: str = key(
+        "learning rate after warm-up", "cosine", choices=("cosine", "linear", "constant")
+    )
+    grad_accum_steps: int = key("forward passes per optimiser step", 1)
+    grad_clip_norm: float = key("largest joint gradient norm", 1.0)
+    allowed_gradnorm_factor: float = key(
+        "a step whose norm exceeds grad_clip_norm times this is skipped", 5.0
+    )
+    max_bad_steps: int = key("stop after this many non-finite steps in a row", 10)
+    l2_loss_weight: float = key("weight of the mean squared error", 1.0)
+    lpips_loss_weight: float = key("weight of LPIPS (VGG)", 0.0)
+    perceptual_loss_weight: float = key("weight of the VGG19 perceptual loss", 0.5)
+    seed: int = key("seed of weights and data order", 777)
+
+    # precision and memory
+    use_amp: bool = key("autocast to amp_dtype", True)
+    amp_dtype: str = key("type of autocast", "bf16", choices=("bf16", "fp16", "fp32", "tf32"))
+    use_tf32: bool = key("allow TF32 in float32 matrix products", True)
+    grad_checkpoint_every: int = key("recompute activations in groups of this many blocks; 0: keep all", 1)
+    compile: bool = key("torch.compile each transformer block", False)
+
+    # checkpoints and fine-tuning
+    checkpoint_dir: str = key("where the run writes; at inference the weights to load (file or folder)", "")
+    checkpoint_every: int = key("steps between checkpoints", 2000)
+    keep_checkpoints: int = key("newest checkpoints to keep; 0: all", 3)
+    resume_ckpt: str = key("start from this checkpoint if checkpoint_dir holds none of its own", "")
+    reset_training_state: bool = key(
+        "take weights alone from resume_ckpt: fresh optimiser and schedule", False
+    )
+    reset_lr_scheduler: bool = key("take weights and optimiser from resume_ckpt, restart the schedule", False)
+
+    # what is reported, and when
+    print_every: int = key("steps between console lines (each of the first 20 is shown)", 20)
+    eval_every: int = key("steps between evaluations; 0: never", 4000)
+    vis_every: int = key("steps between pictures of a training batch; 0: never", 1000)
+    wandb: str = key(
+        "Weights & Biases; its key comes from your environment",
+        "disabled",
+        choices=("disabled", "offline", "online"),
+    )
+    wandb_project: str = key("project name", "parallax")
+    wandb_exp_name: str = key("run name; empty: the folder name of checkpoint_dir", "")
+    wandb_log_every: int = key("steps between records in wandb and TensorBoard", 50)
+    log_grad_norm_details: bool = key("log the gradient norm of each parameter", False)
+
+    # accepted from published files
+    center_crop: bool = key("the crop is always centred", True, ignored=True)
+    use_rel_pose: bool = key("never had an effect", False, ignored=True)
+    num_threads: int = key("set OMP_NUM_THREADS in the environment instead", 1, ignored=True)
+    api_key_path: str = key("the wandb key comes from the environment", "", ignored=True)
+
+    def __post_init__(self) -> None:
+        if self.num_input_views >= self.num_views and not self.target_has_input:
+            raise ConfigError(
+                f"training.num_views {self.num_views} leaves no target beside training.num_input_views "
+                f"{self.num_input_views}: raise num_views or set training.target_has_input: true."
+            )
+        most = self.num_views if self.target_has_input else self.num_views - self.num_input_views
+        if not 1 <= self.num_target_views <= most:
+            raise ConfigError(
+                f"training.num_target_views {self.num_target_views} must lie between 1 and {most} with "
+                f"training.num_views {self.num_views}, num_input_views {self.num_input_views}, "
+                f"target_has_input {self.target_has_input}."
+            )
+        for name in (
+            "num_input_views",
+            "batch_size_per_gpu",
+            "grad_accum_steps",
+            "train_steps",
+            "prefetch_factor",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}: it must be at least 1.")
+        if self.view_selector.min_frame_dist > self.view_selector.max_frame_dist:
+            raise ConfigError(
+                f"training.view_selector: min_frame_dist {self.view_selector.min_frame_dist} exceeds "
+                f"max_frame_dist {self.view_selector.max_frame_dist}."
+            )
+
+
+@dataclass(kw_only=True)
+class RenderVideo:
+    traj_type: str = key("entry of TRAJECTORIES", "interpolate")
+    num_frames: int = key("frames per transition between key cameras", 60)
+    loop_video: bool = key("return to the first camera", False)
+    order_poses: bool = key("visit the key cameras in nearest-neighbour order", False)
+    fps: int = key("frames per second", 30)
+
+
+@dataclass(kw_only=True)
+class Inference:
+    """What is scored and written by `src.inference` and `src.inference_fast`."""
+
+    view_idx_file_path: str = key("evaluation index: scene -> {context, target} or null", "")
+    inference_out_dir: str = key("where results go", "outputs/inference")
+    checkpoint: str = key("weights to load; empty: training.checkpoint_dir", "")
+    metrics: list = key("scores to compute: psnr, ssim, lpips", ["psnr", "ssim", "lpips"])
+    compute_metrics: bool = key("score the renders", True)
+    render_images: bool = key("write input and truth-beside-render pictures", True)
+    render_video: bool = key("write a video of each scene", False)
+    render_video_config: RenderVideo = key("the camera path of the video", RenderVideo)
+    save_frames: bool = key("write the video's frames as PNG too", False)
+    generate_website: bool = key("write one HTML page of all results", True)
+    max_scenes: int = key("score only the first so many scenes of the index; 0: all", 0)
+    swap_target_cameras: bool = key(
+        "also score renders made with another target's camera (does the model look at its cameras?)", False
+    )
+    median_depth_path: str = key(
+        "JSON scene -> median depth in the units of its cameras; adds the plane-warp floor", ""
+    )
+    chunk: int = key("target views rendered at once; 0: all", 4)
+    if_inference: bool = key("the script that runs decides", True, ignored=True)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.metrics if name not in ("psnr", "ssim", "lpips")]
+        if unknown:
+            raise ConfigError(
+                f"inference.metrics: {unknown[0]} is not a metric. Choose from psnr, ssim, lpips."
+            )
+
+
+@dataclass(kw_only=True)
+class Pretrained:
+    """Files of pretrained parts; `python -m scripts.download_weights NAME` puts each in its place."""
+
+    dinov2: str = key(
+        "DINOv2 ViT-B/14 reg4 weights, or `random`", "checkpoints/pretrained/dinov2_vitb14_reg4_pretrain.pth"
+    )
+    vgg19: str = key(
+        "MatConvNet VGG19 of the perceptual loss, or `random`",
+        "checkpoints/pretrained/imagenet-vgg-verydeep-19.mat",
+    )
+    vgg16: str = key(
+        "torchvision VGG16 under LPIPS, or `random`", "checkpoints/pretrained/vgg16-397923af.pth"
+    )
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """One run. `model` is the `Config` of the family that model.class_name names."""
+
+    model: Any
+    training: Training = key("training", Training)
+    inference: Inference = key("scoring and rendering", Inference)
+    pretrained: Pretrained = key("files of pretrained parts", Pretrained)
+    sources: dict = field(default_factory=dict, repr=False, compare=False)
+
+
+MOVED = {
+    "inference_out_dir": "inference.inference_out_dir",
+    "inference.checkpoint_dir": "inference.checkpoint",
+}
+"""Published place of a key -> its place here."""
+
+# ----------------------------------------------------------------------------------------------- loading
+
+
+def load_config(path: str | Path, overrides: list[str], family_config: Callable[[str], type]) -> RunConfig:
+    """Read a YAML file, apply `key=value` overrides and check everything against the schema.
+
+    Args:
+        path: YAML file, with or without the top key `parameters`.
+        overrides: command-line words, `a.b=value`; spaces around `=` and a leading `parameters.` are allowed.
+        family_config: `model.class_name` -> dataclass that describes the `model` section.
+
+    Raises:
+        ConfigError: all problems found, one a line, each naming file, key and remedy.
+    """
+    tree, sources = read_yaml(Path(path)), {}
+    for dotted in leaves(tree):
+        sources[dotted] = str(path)
+    for dotted, value in parse_overrides(overrides):
+        set_path(tree, dotted, value)
+        sources[dotted] = "command line"
+    return config_from_tree(tree, family_config, sources=sources, origin=str(path))
+
+
+def config_from_tree(
+    tree: dict, family_config: Callable[[str], type], *, sources: dict | None = None, origin: str = "config"
+) -> RunConfig:
+    """The checked config of a plain nested dict, as in a YAML file or beside a checkpoint."""
+    tree = copy.deepcopy(tree)
+    for old, new in MOVED.items():
+        if has_path(tree, old):
+            set_path(tree, new, pop_path(tree, old))
+            if sources and old in sources:
+                sources[new] = sources.pop(old)
+    model = tree.get("model") or {}
+    if not isinstance(model, dict) or not isinstance(model.get("class_name"), str):
+        raise ConfigError(f"{origin}: model.class_name is missing: it names the model family.")
+    try:
+        schema = family_config(model["class_name"])
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+    tree, model = dict(tree), dict(model)
+    sections = {f.metadata["section"]: f.name for f in dataclasses.fields(schema) if f.metadata["section"]}
+    for section, name in sections.items():
+        if section in tree:
+            model[name] = tree.pop(section)
+    tree["model"] = model
+
+    schemas = {"model": schema, "training": Training, "inference": Inference, "pretrained": Pretrained}
+    problems = [unknown_key(name, [*schemas, *sections]) for name in tree if name not in schemas]
+    parts = {name: build(part, tree.get(name), name, problems) for name, part in schemas.items()}
+    if problems:
+        raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
+    return RunConfig(**parts, sources=sources or {})
+
+
+# ----------------------------------------------------------------------------------------------- output
+
+
+def to_plain(config: RunConfig) -> dict:
+    """Nested dict of plain values, in the layout of the YAML files; `config_from_tree` reads it back."""
+    tree = {}
+    for f in dataclasses.fields(config):
+        if f.name != "sources":
+            tree[f.name] = _plain(getattr(config, f.name))
+    for f in dataclasses.fields(config.model):
+        if f.metadata.get("section"):
+            tree[f.metadata["section"]] = tree["model"].pop(f.name)
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    kept = [f for f in dataclasses.fields(value) if not f.metadata.get("ignored")]
+    return {f.name: _plain(getattr(value, f.name)) for f in kept}
+
+
+def config_digest(config: RunConfig) -> str:
+    """First 16 hex digits of the sha256 of the resolved config: two runs with one digest had the same settings."""
+    return hashlib.sha256(json.dumps(to_plain(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe(config: RunConfig) -> str:
+    """The resolved config as YAML; behind each value stands where it came from."""
+    lines: list[str] = []
+
+    def walk(tree: dict, prefix: str, indent: str) -> None:
+        for name, value in tree.items():
+            dotted = f"{prefix}{name}"
+            if isinstance(value, dict) and value:
+                lines.append(f"{indent}{name}:")
+                walk(value, f"{dotted}.", indent + "  ")
+            else:
+                text = (
+                    yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+                )
+                lines.append(f"{indent}{name}: {text}  # {config.sources.get(dotted, 'default')}")
+
+    walk(to_plain(config), "", "")
+    return "\n".join(lines)
