@@ -1,17 +1,20 @@
 """Cameras and rays, for every model family.
 
-Frames: OpenCV axes (x right, y down, z forward); `c2w` is camera to world. Intrinsics `fxfycxcy` are in pixels of the
-image they travel with; the centre of pixel (column i, row j) is at (i + 0.5, j + 0.5).
+Frames: OpenCV axes (x right, y down, z forward); `c2w` is camera to world. Intrinsics `fxfycxcy` are in
+pixels of the image they travel with; the centre of pixel (column i, row j) is at (i + 0.5, j + 0.5).
 
-Everything here runs in float32 (or float64 if given), with autocast off: in bf16 a ray is wrong by up to a pixel.
+Everything here runs in float32 (or float64 if given), with autocast off and without matrix kernels that may
+round to TF32: in bf16 a ray is wrong by up to a pixel.
 
-Public: Cameras, Views, pixel_rays, plucker, normalize_cameras.
+Public: Cameras, Views, full_precision, pixel_rays, plucker, rebase, normalize_cameras.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -48,6 +51,10 @@ class Cameras:
         """The same views of every sample, e.g. `cameras.views(slice(0, 4))`."""
         return Cameras(self.c2w[:, index], self.fxfycxcy[:, index], self.height, self.width)
 
+    def at(self, c2w: Tensor) -> Cameras:
+        """The same intrinsics at other poses. c2w: [b, v, 4, 4]"""
+        return Cameras(c2w, self.fxfycxcy, self.height, self.width)
+
 
 @dataclass
 class Views:
@@ -55,3 +62,113 @@ class Views:
 
     image: Tensor
     cameras: Cameras
+
+    def __post_init__(self) -> None:
+        expected = (*self.cameras.c2w.shape[:2], 3, self.cameras.height, self.cameras.width)
+        if self.image.shape != expected:
+            raise ValueError(
+                f"Views: image is {tuple(self.image.shape)}, but its cameras belong to {expected} "
+                "[b, v, 3, h, w]: whoever resizes or crops must return both."
+            )
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Context in which autocast is off on `device`."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def pixel_rays(cameras: Cameras, *, norm_floor: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Rays through the pixel centres, in world coordinates.
+
+    Args:
+        cameras: [b, v] cameras of h x w images.
+        norm_floor: directions are divided by max(length, norm_floor). UP-LVSM and PT-LVSM use 1e-3, LVSM
+            none; it only matters for matrices that are no rotations.
+
+    Returns:
+        ray_o: camera centre, scene units. [b, v, 3, h, w]
+        ray_d: unit direction. [b, v, 3, h, w]
+
+    Source: LVSM, arXiv 2410.17242 (Pluecker conditioning); normalised after the rotation.
+    """
+    c2w, fxfycxcy = _at_least_float32(cameras.c2w), _at_least_float32(cameras.fxfycxcy)
+    with full_precision(c2w.device):
+        fx, fy, cx, cy = fxfycxcy[..., None, None].unbind(2)  # each [b, v, 1, 1]
+        row = torch.arange(cameras.height, device=c2w.device, dtype=c2w.dtype)[:, None] + 0.5
+        column = torch.arange(cameras.width, device=c2w.device, dtype=c2w.dtype)[None, :] + 0.5
+        x = ((column - cx) / fx).unsqueeze(2)  # [b, v, 1, 1, w], camera frame, at depth 1
+        y = ((row - cy) / fy).unsqueeze(2)  # [b, v, 1, h, 1]
+        # Written out: as a matrix product it would run in TF32 where that is allowed.
+        right, down, forward, centre = c2w[..., :3, :, None, None].unbind(3)  # each [b, v, 3, 1, 1]
+        ray_d = x * right + y * down + forward  # [b, v, 3, h, w], world frame
+        ray_d = ray_d / ray_d.norm(dim=2, keepdim=True).clamp_min(norm_floor)
+    return centre.expand_as(ray_d), ray_d
+
+
+def plucker(cameras: Cameras, *, norm_floor: float = 0.0) -> Tensor:
+    """Pluecker map of every pixel's ray: moment o x d, then the unit direction d. [b, v, 6, h, w]"""
+    ray_o, ray_d = pixel_rays(cameras, norm_floor=norm_floor)
+    return torch.cat([torch.linalg.cross(ray_o, ray_d, dim=2), ray_d], dim=2)
+
+
+def rebase(c2w: Tensor, reference: Tensor) -> Tensor:
+    """Poses as seen from the camera `reference`, in float64 inside.
+
+    Args:
+        c2w: [b, v, 4, 4]
+        reference: camera to world of the camera that becomes the identity. [b, 4, 4]
+
+    Returns:
+        inverse(reference) c2w, in the dtype of c2w. [b, v, 4, 4]
+    """
+    with full_precision(c2w.device):
+        w2c = torch.linalg.inv_ex(reference.double()).inverse  # unlike `inv`, it does not wait for the device
+        return (w2c[:, None] @ c2w.double()).to(c2w.dtype)
+
+
+def normalize_cameras(c2w: Tensor, scale_factor: float, reference: slice = slice(None)) -> Tensor:
+    """Move the world frame to the average camera and scale the scene, as LVSM does for each sample.
+
+    The average camera has the mean centre, looks along the mean z axis and keeps its y axis near the mean
+    one. Positions are divided by `scale_factor` times the largest absolute coordinate of a camera centre.
+
+    Args:
+        c2w: [v, 4, 4]
+        scale_factor: `training.scene_scale_factor`.
+        reference: the views that define frame and scale. All views: the published frame; the context views
+            only: a frame that does not depend on what is to be rendered.
+
+    Returns:
+        Poses in the new frame, in the dtype of c2w. [v, 4, 4]
+
+    Cameras that stand in one place have no extent: their scale stays. If the mean axes do not span a frame
+    (cameras that face opposite ways), the axes of the first reference camera are used.
+    """
+    poses = c2w.double()
+    chosen = poses[reference]
+    average = torch.eye(4, dtype=poses.dtype, device=poses.device)
+    average[:3, :3] = _mean_axes(chosen)
+    average[:3, 3] = chosen[:, :3, 3].mean(0)
+    poses = torch.linalg.inv(average) @ poses
+
+    extent = poses[reference][:, :3, 3].abs().max()
+    # Below the resolution of float32 coordinates a distance between centres is rounding, not geometry.
+    if extent > 1e-6 * chosen[:, :3, 3].abs().max():
+        poses[:, :3, 3] /= scale_factor * extent
+    return poses.to(c2w.dtype)
+
+
+def _mean_axes(c2w: Tensor) -> Tensor:
+    """Rotation of the average camera, columns right, down, forward. [v, 4, 4] -> [3, 3]"""
+    forward = c2w[:, :3, 2].mean(0)
+    right = torch.linalg.cross(c2w[:, :3, 1].mean(0), forward)
+    if forward.norm() < 1e-6 or right.norm() < 1e-6:
+        return c2w[0, :3, :3]
+    forward, right = forward / forward.norm(), right / right.norm()
+    return torch.stack([right, torch.linalg.cross(forward, right), forward], dim=1)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
