@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from .base import ViewSynthesizer
 
 MODELS: dict[str, tuple[str, str]] = {
-    "src.model.uplvsm.unposedLVSM": ("uplvsm", "UPLVSM"),
-    "src.model.ptlvsm.posedTargetLVSM": ("ptlvsm", "PTLVSM"),
-    "model.LVSM_scene_decoder_only.Images2LatentScene": ("lvsm_decoder_only", "LVSMDecoderOnly"),
-    "model.LVSM_scene_encoder_decoder.Images2LatentScene": ("lvsm_encoder_decoder", "LVSMEncoderDecoder"),
+    "src.model.uplvsm.unposedLVSM": (".uplvsm", "UPLVSM"),
+    "src.model.ptlvsm.posedTargetLVSM": (".ptlvsm", "PTLVSM"),
+    "model.LVSM_scene_decoder_only.Images2LatentScene": (".lvsm_decoder_only", "LVSMDecoderOnly"),
+    "model.LVSM_scene_encoder_decoder.Images2LatentScene": (".lvsm_encoder_decoder", "LVSMEncoderDecoder"),
 }
-"""`model.class_name` as published -> (module of this package, class). Modules are imported when asked for."""
+"""`model.class_name` as published -> (module, class); a leading dot means this package. Imported when asked for."""
 
 
 def register_family(class_name: str, module: str, cls: str) -> None:
@@ -31,8 +31,7 @@ def _load(class_name: str) -> tuple[Any, str]:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"model.class_name {class_name} is unknown.{hint} Known: {', '.join(MODELS)}.")
     module, cls = MODELS[class_name]
-    package = "." + module if "." not in module else module
-    return importlib.import_module(package, __name__), cls
+    return importlib.import_module(module, __name__), cls
 
 
 def family_config(class_name: str) -> type:
@@ -41,6 +40,6 @@ def family_config(class_name: str) -> type:
 
 
 def build_model(config: Any) -> ViewSynthesizer:
-    """The model of a checked `model` section, with freshly initialised weights from torch's global generator."""
+    """The model of a checked `model` section, freshly initialised from torch's global generator."""
     module, cls = _load(config.class_name)
     return getattr(module, cls)(config)

@@ -14,7 +14,7 @@ import torch
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from ..config import key
+from ..config import ConfigError, key
 from ..geometry.camera import Cameras, Views
 
 
@@ -26,6 +26,14 @@ class ImageTokenizer:
     patch_size: int = key("side of a square patch, pixels")
     in_channels: int = key("follows from the ray code", 9, ignored=True)
 
+    def __post_init__(self) -> None:
+        size, patch = self.image_size, self.patch_size
+        if patch < 1 or size < 1 or size % patch:
+            raise ConfigError(
+                f"model.image_tokenizer.image_size is {size}: expected a multiple of "
+                f"model.image_tokenizer.patch_size, which is {patch}."
+            )
+
 
 @dataclass(kw_only=True)
 class PoseTokenizer:
@@ -36,22 +44,31 @@ class PoseTokenizer:
     in_channels: int = key("follows from the ray code", 6, ignored=True)
 
 
+def check_patch_sizes(images: ImageTokenizer, poses: PoseTokenizer) -> None:
+    """Raises ConfigError unless images and rays are cut into the same patches."""
+    if images.patch_size != poses.patch_size:
+        raise ConfigError(
+            f"model.image_tokenizer.patch_size is {images.patch_size} and model.target_pose_tokenizer."
+            f"patch_size is {poses.patch_size}: expected the same patch size in both."
+        )
+
+
 class ViewSynthesizer(nn.Module):
     """Context images in, views from other cameras out.
 
-    A family writes `encode` and `decode`; `render` and `forward` follow. One that learns otherwise than by comparing
-    renders with targets overrides `forward` and `objective`. All learnable computation must happen inside `forward`,
-    which is what DistributedDataParallel wraps; `objective` only compares.
+    A family writes `encode` and `decode`; `render` and `forward` follow. One that learns otherwise than by
+    comparing renders with targets overrides `forward` and `objective`. All learnable computation must happen
+    inside `forward`, which is what DistributedDataParallel wraps; `objective` only compares.
     """
 
     target_aware: ClassVar[bool] = False
     """The target images take part in the render (UP-LVSM estimates its target poses from them)."""
 
     pretrained_parts: ClassVar[dict[str, str]] = {}
-    """Field of `settings.Pretrained` -> prefix of the parameters that such a file fills when a run starts afresh."""
+    """Field of `settings.Pretrained` -> prefix of the parameters its file fills when a run starts afresh."""
 
     def encode(self, input: Views) -> Any:
-        """Scene state from the context views; computed once per scene. Any nest of tensors with batch axis first."""
+        """Scene state from the context views, once per scene: any nest of tensors, batch axis first."""
         raise NotImplementedError
 
     def decode(self, scene: Any, cameras: Cameras) -> Tensor:
@@ -63,13 +80,13 @@ class ViewSynthesizer(nn.Module):
         return target.cameras
 
     def key_cameras(self, scene: Any, input: Views, target: Views) -> Cameras:
-        """Cameras through which a video of the scene goes: the context's; a target-aware family's own estimates."""
+        """Cameras through which a video goes: the context's, or a target-aware family's own estimates."""
         return self.target_cameras(scene, target) if self.target_aware else input.cameras
 
     def render(self, scene: Any, cameras: Cameras, chunk: int = 0) -> Tensor:
-        """Images of any number of cameras, `chunk` views at a time (0: all at once). [b, v, 3, h, w] in [0, 1]
+        """Images of any number of cameras, `chunk` views at a time (0: all at once).
 
-        The result does not depend on `chunk`.
+        [b, v, 3, h, w] in [0, 1]; the result does not depend on `chunk`.
         """
         step = chunk or cameras.num_views
         parts = [

@@ -1,0 +1,88 @@
+"""Parameter names and shapes of the published models, and what a `model` section may not say."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+
+from src.config import build
+from src.model import build_model, family_config
+
+DECODER_ONLY, ENCODER_DECODER, PT, UP = (
+    "model.LVSM_scene_decoder_only.Images2LatentScene",
+    "model.LVSM_scene_encoder_decoder.Images2LatentScene",
+    "src.model.ptlvsm.posedTargetLVSM",
+    "src.model.uplvsm.unposedLVSM",
+)
+# manifest, family, image size, patch size, layer keys other than the defaults, number of parameters
+PUBLISHED = [
+    ("lvsm/manifest_scene_decoder_only_256", DECODER_ONLY, 256, 8, {}, 170_795_520),
+    ("lvsm/manifest_scene_decoder_only_12layer", DECODER_ONLY, 256, 8, {"n_layer": 12}, 85_840_896),
+    ("lvsm/manifest_scene_encoder_decoder_256", ENCODER_DECODER, 256, 8, {}, 173_154_816),
+    ("uplvsm/manifest_uplvsm_x224", UP, 224, 14, {}, 260_132_743),
+    ("uplvsm/manifest_uplvsm_x518", UP, 518, 14, {}, 260_132_743),
+    ("uplvsm/manifest_ptlvsm_x224", PT, 224, 14, {}, 258_753_024),
+]
+
+
+def section(family: str, image_size: int, patch_size: int, layers: dict) -> dict:
+    return {
+        "class_name": family,
+        "image_tokenizer": {"image_size": image_size, "patch_size": patch_size},
+        "target_pose_tokenizer": {"patch_size": patch_size},
+        "transformer": {"special_init": True, "depth_init": True, "use_qk_norm": True, **layers},
+    }
+
+
+@pytest.mark.parametrize(
+    "manifest,family,image_size,patch_size,layers,count", PUBLISHED, ids=[row[0] for row in PUBLISHED]
+)
+def test_names_and_shapes_are_the_published_ones(
+    manifest, family, image_size, patch_size, layers, count, shared
+):
+    published = json.loads((shared / "parity" / f"{manifest}.json").read_text(encoding="utf-8"))
+    expected = {k: tuple(v) for k, v in published.items() if not k.startswith("loss_computer.")}
+    config = build(family_config(family), section(family, image_size, patch_size, layers), "model", [])
+    with torch.device("meta"):
+        model = build_model(config)
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == expected
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    "family,change,message",
+    [
+        (
+            DECODER_ONLY,
+            {"transformer": {"d": 100}},
+            "model.transformer.d is 100.*model.transformer.d_head 64",
+        ),
+        (DECODER_ONLY, {"transformer": {"n_layer": 0}}, "model.transformer.n_layer is 0"),
+        (ENCODER_DECODER, {"target_pose_tokenizer": {"patch_size": 16}}, "same patch size in both"),
+        (
+            DECODER_ONLY,
+            {"image_tokenizer": {"image_size": 100, "patch_size": 8}},
+            "image_size is 100: expected a multiple",
+        ),
+        (UP, {"transformer": {"d": 512}}, "embed_dim is 768 and model.transformer.d is 512"),
+        (
+            PT,
+            {"image_tokenizer": {"image_size": 224, "patch_size": 8, "backbone": {"num_heads": 5}}},
+            "embed_dim is 768, which .*num_heads 5",
+        ),
+        (
+            PT,
+            {"image_tokenizer": {"image_size": 224, "patch_size": 8, "backbone": {"img_size": 4}}},
+            "backbone.img_size is 4: expected at least one patch",
+        ),
+        (UP, {"unposed": {"pose_enc_type": "absT_quaR_FoV"}}, "pose_enc_type is 'absT_quaR_FoV'"),
+    ],
+)
+def test_sections_that_contradict_themselves_are_refused_by_key(family, change, message):
+    problems: list[str] = []
+    assert build(family_config(family), {**section(family, 256, 8, {}), **change}, "model", problems) is None
+    assert len(problems) == 1
+    assert re.search(message, problems[0]), problems[0]
