@@ -1,0 +1,38 @@
+"""Does our code compute what the originals computed? Readers of golden files, one for each kind of file.
+
+A new system is one module beside this one and its lines in `READERS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+READERS: dict[tuple[str, str], str] = {
+    ("lvsm", "model"): "lvsm.model",
+    ("lvsm", "train_steps"): "lvsm.train_steps",
+    ("lvsm", "preprocess"): "preprocess.from_pictures",
+    ("lvsm", "metrics"): "losses.metrics",
+    ("lvsm", "perceptual"): "losses.perceptual",
+    ("lvsm", "trajectory"): "lvsm.trajectory",
+    ("uplvsm", "model"): "uplvsm.model",
+    ("uplvsm", "backbone"): "uplvsm.backbone",
+    ("uplvsm", "train_steps"): "uplvsm.train_steps",
+    ("uplvsm", "metrics"): "losses.metrics",
+    ("uplvsm", "perceptual"): "losses.perceptual",
+    ("uplvsm", "poses"): "uplvsm.poses",
+    ("uplvsm", "optimizer"): "uplvsm.optimizer",
+    ("uplvsm", "preprocess"): "preprocess.from_chunk",
+}
+"""(system, kind) of a golden file -> module and function here that computes our version of its outputs."""
+
+NO_SUCH_STAGE: dict[tuple[str, str], dict[str, str]] = {}
+"""(system, kind) -> {pattern of an intermediate tensor that our design does not have: reason}."""
+
+
+def find_reader(system: str, kind: str) -> Callable | None:
+    """The reader of such files, or None if there is none."""
+    if (system, kind) not in READERS:
+        return None
+    module, function = READERS[system, kind].split(".")
+    return getattr(importlib.import_module(f".{module}", __name__), function)

@@ -1,0 +1,113 @@
+"""Readers of kind `preprocess`: from pictures or chunk bytes and cameras to what a model is given."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.convert import Options, convert
+from ..data.dataset import SceneDataset, ViewSettings
+from ..data.transforms import decode_image, invert_pose, resize_and_crop
+from ..data.view_sampler import bounded
+from ..geometry.camera import Cameras, normalize_cameras, pixel_rays
+from ..settings import Training, ViewSelector
+from .report import Golden
+
+# ----------------------------------------------------------------------------------------------- lvsm
+
+
+def from_pictures(golden: Golden) -> dict:
+    """Raw pictures and cameras: resized pictures, intrinsics, normalised poses, rays, and draws of views."""
+    config, inputs = golden.config, golden.inputs
+    resized = [
+        resize_and_crop(
+            image.numpy(), fxfycxcy.numpy(), config["image_size"], config["patch_size"], config["square_crop"]
+        )
+        for image, fxfycxcy in zip(inputs["raw_images_uint8"], inputs["fxfycxcy"])
+    ]
+    images = torch.from_numpy(np.stack([image for image, _ in resized])).permute(0, 3, 1, 2)  # [v, 3, h, w]
+    fxfycxcy = torch.from_numpy(np.stack([numbers for _, numbers in resized])).float()
+    c2w = torch.from_numpy(invert_pose(inputs["w2c"].numpy())).float()
+    normalised = normalize_cameras(c2w, config["scene_scale_factor"])
+    ray_o, ray_d = pixel_rays(Cameras(normalised[None], fxfycxcy[None], *images.shape[-2:]))
+    return {
+        "images_uint8": images,
+        "images_float_first": images[0] / 255,
+        "fxfycxcy": fxfycxcy,
+        "c2w_before_normalisation": c2w,
+        "c2w": normalised,
+        "ray_o": ray_o[0],
+        "ray_d": ray_d[0],
+        "view_selector": [{"result": _draws(**arguments)} for arguments in inputs["view_selector"]],
+    }
+
+
+def _draws(
+    num_frames: int, python_seed: int, num_views: int, min_frame_dist: int, max_frame_dist: int
+) -> list[list[int]]:
+    """Three draws of views from one generator; [] is a refusal."""
+    selector, rng = (
+        ViewSelector(min_frame_dist=min_frame_dist, max_frame_dist=max_frame_dist),
+        random.Random(python_seed),
+    )
+    return [bounded(num_frames, num_views, selector, rng) or [] for _ in range(3)]
+
+
+# ----------------------------------------------------------------------------------------------- uplvsm
+
+
+def from_chunk(golden: Golden) -> dict:
+    """The bytes of a chunk: converted metadata and pictures, samples of the data set, and draws of views."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw, out = Path(folder, "raw"), Path(folder, "out")
+        raw.mkdir()
+        (raw / "000000.torch").write_bytes(golden.inputs["chunk_bytes"].numpy().tobytes())
+        report = convert(Options(raw, out), num_processes=1, chunk_size=1)
+        if report.failed:
+            raise ValueError(f"{golden.path}: its chunk cannot be converted whole: {report}")
+        return _converted(golden, out)
+
+
+def _converted(golden: Golden, folder: Path) -> dict:
+    scenes = SceneDataset(str(folder / "full_list.txt"), _view_settings(golden.config))
+    names = list(scenes.scenes.names)
+    metadata = {name: json.loads((folder / "metadata" / f"{name}.json").read_text()) for name in names}
+    items = {}
+    for name, views in golden.inputs["view_indices"].items():
+        sample = scenes.evaluation_sample(names.index(name), tuple(views[:2]), tuple(views[2:]))
+        items[name] = {**sample, "image": sample["image"] / 255}
+    return {
+        "metadata": metadata,
+        "items": items,
+        "train_view_selector": _training_draws(golden.config, metadata),
+        "first_frame_rgb": torch.from_numpy(decode_image(scenes.scenes[0].encoded(0)).copy()),
+        "num_scenes": len(scenes),
+    }
+
+
+def _view_settings(config: dict) -> ViewSettings:
+    """The data set's settings: those that the file gives, and the defaults of a run for the others."""
+    given = {name: value for name, value in config.items() if name in Training.__dataclass_fields__}
+    training = Training(**given)
+    names = [name for name in ViewSettings.__dataclass_fields__ if name not in ("image_size", "patch_size")]
+    return ViewSettings(
+        image_size=config["image_size"],
+        patch_size=config["patch_size"],
+        **{name: getattr(training, name) for name in names},
+    )
+
+
+def _training_draws(config: dict, metadata: dict) -> dict[str, list]:
+    """Six draws for each scene in turn, all from one generator."""
+    selector, rng = ViewSelector(**config["train_view_selector"]), random.Random(config["python_random_seed"])
+    return {
+        name: [
+            bounded(len(scene["frames"]), config["train_num_views"], selector, rng) or [] for _ in range(6)
+        ]
+        for name, scene in sorted(metadata.items())
+    }
