@@ -3,7 +3,7 @@
 A setting is declared once: meaning, default, allowed values. Code reads attributes; nothing else in the tree holds
 a default. The settings of a run are in `settings.py`; model families and data sets declare their own with `key`.
 
-Public: key, ConfigError, build, read_yaml, parse_overrides, unknown_key, and the nested-dict helpers.
+Public: key, ConfigError, build, keys_of, unknown_key, read_yaml, parse_overrides, and the nested-dict functions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Union
@@ -24,6 +25,7 @@ import yaml
 log = logging.getLogger(__name__)
 
 _REQUIRED = object()
+_REFUSED = object()
 
 
 class ConfigError(ValueError):
@@ -35,6 +37,7 @@ def key(
     default: Any = _REQUIRED,
     *,
     choices: tuple = (),
+    least: float | None = None,
     ignored: bool = False,
     section: str = "",
 ) -> Any:
@@ -44,10 +47,11 @@ def key(
         doc: what the setting means, with its unit.
         default: value when the key is absent; a dataclass type stands for a nested section; none given: required.
         choices: the allowed values, if they can be listed.
+        least: the smallest allowed number.
         ignored: the key is accepted for old files and has no effect.
         section: the value stands in this top-level section of the file instead of inside its parent.
     """
-    metadata = {"doc": doc, "choices": choices, "ignored": ignored, "section": section}
+    metadata = {"doc": doc, "choices": choices, "least": least, "ignored": ignored, "section": section}
     if default is _REQUIRED:
         return field(metadata=metadata)
     if isinstance(default, type) and dataclasses.is_dataclass(default):
@@ -57,45 +61,40 @@ def key(
     return field(default=default, metadata=metadata)
 
 
-# ----------------------------------------------------------------------------------------------- checking
-
-
-def build(schema: type, tree: Any, where: str, problems: list[str]) -> Any:
+def build(schema: type, tree: Any, where: str, problems: list[str], known: Sequence[str] = ()) -> Any:
     """Instance of the dataclass `schema` from a plain dict; every mistake is appended to `problems`.
 
     Args:
         schema: dataclass whose fields were made with `key`.
         tree: mapping of field name to value; None stands for an empty section.
         where: dotted path of the section, for messages.
+        known: dotted keys of the whole file, among which the right place of an unknown one is looked for.
 
     Returns:
         the instance, or None when there was a problem.
     """
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        problems.append(f"{where} is {tree!r}: expected a section with {', '.join(_names(schema))}.")
+        names = ", ".join(f.name for f in dataclasses.fields(schema))
+        problems.append(f"{where} is {tree!r}: expected a section with {names}.")
         return None
+    known = known or keys_of(schema, where)
     fields = {f.name: f for f in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
-    before = len(problems)
-    values = {}
-    for name, value in tree.items():
-        if name not in fields:
-            problems.append(unknown_key(f"{where}.{name}", [f"{where}.{n}" for n in fields]))
-            continue
-        f = fields[name]
-        path = f.metadata["section"] or f"{where}.{name}"
-        if f.metadata["ignored"]:
-            log.warning("%s has no effect: %s.", path, f.metadata["doc"])
-            continue
-        values[name] = _convert(hints[name], value, path, f.metadata["choices"], problems)
+    before, values = len(problems), {}
+    problems += [unknown_key(f"{where}.{name}", known) for name in tree if name not in fields]
     for name, f in fields.items():
-        if name in tree:
-            continue
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            problems.append(f"{where}.{name} is missing: {f.metadata['doc']}.")
-        elif dataclasses.is_dataclass(hints[name]):
-            values[name] = build(hints[name], {}, f.metadata["section"] or f"{where}.{name}", problems)
+        hint, rules = hints[name], f.metadata
+        path = rules["section"] or f"{where}.{name}"
+        if rules["ignored"]:
+            if name in tree:
+                log.warning("%s has no effect: %s.", path, rules["doc"])
+        elif dataclasses.is_dataclass(hint):
+            values[name] = build(hint, tree.get(name), path, problems, known)
+        elif name in tree:
+            values[name] = _convert(hint, tree[name], path, rules, problems)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            problems.append(f"{path} is missing: {rules['doc']}.")
     if len(problems) > before:
         return None
     try:
@@ -105,81 +104,93 @@ def build(schema: type, tree: Any, where: str, problems: list[str]) -> Any:
         return None
 
 
-def _convert(hint: Any, value: Any, where: str, choices: tuple, problems: list[str]) -> Any:
+def _convert(hint: Any, value: Any, where: str, rules: Any, problems: list[str]) -> Any:
     """`value` as the type `hint`, with the few conversions YAML makes necessary (4e-4 and 1e5 are strings to it)."""
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where, problems)
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is Union:
-        allowed = typing.get_args(hint)
-    else:
-        allowed = (hint,)
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is Union
+    allowed = typing.get_args(hint) if union else (hint,)
+    choices, least = rules["choices"], rules["least"]
     for kind in allowed:
         converted = _as_type(typing.get_origin(kind) or kind, value, choices)
-        if converted is not _NO:
-            if choices and converted not in choices:
-                break
-            return converted
-    expected = (
-        " or ".join(map(str, choices)) if choices else " or ".join(_type_name(kind) for kind in allowed)
-    )
-    problems.append(f"{where} is {value!r}: expected {expected}.")
+        if converted is _REFUSED or (choices and converted not in choices):
+            continue
+        if least is not None and converted is not None and converted < least:
+            problems.append(f"{where} is {value!r}: it must be at least {least}.")
+            return None
+        return converted
+    expected = " or ".join(map(str, choices) if choices else map(_type_name, allowed))
+    quote = "" if isinstance(value, str | dict | list) or str not in allowed or choices else " (in quotes)"
+    problems.append(f"{where} is {value!r}: expected {expected}{quote}.")
     return None
-
-
-_NO = object()
 
 
 def _as_type(kind: type, value: Any, choices: tuple) -> Any:
     if kind is types.NoneType:
-        return None if value is None else _NO
+        return None if value is None else _REFUSED
     if kind is bool:
-        return value if isinstance(value, bool) else _NO
+        return value if isinstance(value, bool) else _REFUSED
     if kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            return _NO
-        try:
-            number = float(value)
-        except ValueError:
-            return _NO
-        if not math.isfinite(number):
-            return _NO
-        if kind is float:
-            return number
-        return int(number) if number == int(number) else _NO
+        return _as_number(kind, value)
     if kind is str:
-        if isinstance(value, bool) and "disabled" in choices and not value:
+        if value is False and "disabled" in choices:  # YAML reads `off` as False
             return "disabled"
         if value is None:
             return ""
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
-        return value if isinstance(value, str) else _NO
-    return value if isinstance(value, kind) else _NO
+    return value if isinstance(value, kind) else _REFUSED
+
+
+def _as_number(kind: type, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return _REFUSED
+    if kind is int and isinstance(value, int):
+        return value
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return _REFUSED
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        return _REFUSED
+    return kind(number)
 
 
 def _type_name(kind: Any) -> str:
     kind = typing.get_origin(kind) or kind
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
-    return names.get(kind, getattr(kind, "__name__", str(kind)))
+    return names.get(kind, "nothing" if kind is types.NoneType else getattr(kind, "__name__", str(kind)))
 
 
-def _names(schema: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(schema)]
+def keys_of(schema: type, where: str) -> list[str]:
+    """Dotted keys, sections included, of everything that has an effect below `where`."""
+    hints = typing.get_type_hints(schema)
+    found = []
+    for f in (f for f in dataclasses.fields(schema) if not f.metadata["ignored"]):
+        path = f.metadata["section"] or f"{where}.{f.name}"
+        found.append(path)
+        if dataclasses.is_dataclass(hints[f.name]):
+            found += keys_of(hints[f.name], path)
+    return found
 
 
-def unknown_key(dotted: str, known: list[str]) -> str:
-    last = dotted.rpartition(".")[2]
-    by_name = {name.rpartition(".")[2]: name for name in known}
-    near = difflib.get_close_matches(last, by_name, 1, 0.5)
-    hint = f" Did you mean {by_name[near[0]]}?" if near else ""
-    section = dotted.rpartition(".")[0] or "the file"
-    return f"unknown key {dotted}.{hint} Keys of {section}: {', '.join(by_name)}."
+def unknown_key(dotted: str, known: Sequence[str]) -> str:
+    """Message for a key that is not in `known`: where a key of this name lives, or the nearest, or the choice."""
+    section, _, last = dotted.rpartition(".")
+    here = [name for name in known if name.rpartition(".")[0] == section]
+    meant = [name for name in known if name.rpartition(".")[2] == last]
+    meant = meant or _nearest(last, here, 0.6) or _nearest(last, known, 0.8)
+    if meant:
+        return f"unknown key {dotted}. Did you mean {' or '.join(meant)}?"
+    choice = ", ".join(name.rpartition(".")[2] for name in here)
+    return f"unknown key {dotted}." + (f" Keys of {section or 'the file'}: {choice}." if here else "")
 
 
-# ----------------------------------------------------------------------------------------------- nested dicts
+def _nearest(last: str, names: Sequence[str], cutoff: float) -> list[str]:
+    by_last = {name.rpartition(".")[2]: name for name in names}
+    return [by_last[near] for near in difflib.get_close_matches(last, by_last, 1, cutoff)]
 
 
 def leaves(tree: dict, prefix: str = "") -> list[str]:
+    """Dotted path of every value that is no dict."""
     found = []
     for name, value in tree.items():
         dotted = f"{prefix}{name}"
@@ -187,22 +198,16 @@ def leaves(tree: dict, prefix: str = "") -> list[str]:
     return found
 
 
-def has_path(tree: dict, dotted: str) -> bool:
-    for part in dotted.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return False
-        tree = tree[part]
-    return True
-
-
-def pop_path(tree: dict, dotted: str) -> Any:
+def pop_path(tree: Any, dotted: str, absent: Any = None) -> Any:
+    """Take the value at a dotted path out of the tree; `absent` if there is none."""
     *parents, last = dotted.split(".")
     for part in parents:
-        tree = tree[part]
-    return tree.pop(last)
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree.pop(last, absent) if isinstance(tree, dict) else absent
 
 
 def set_path(tree: dict, dotted: str, value: Any) -> None:
+    """Set one leaf, making sections on the way; ConfigError where a value stands in the place of a section."""
     *parents, last = dotted.split(".")
     for depth, part in enumerate(parents):
         if not isinstance(tree.get(part), dict):
@@ -213,24 +218,57 @@ def set_path(tree: dict, dotted: str, value: Any) -> None:
     tree[last] = value
 
 
-# ----------------------------------------------------------------------------------------------- files and command line
+class _Loader(yaml.SafeLoader):
+    """Safe loader that refuses what YAML lets pass: a key given twice, a key that is no text, a tree in itself."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
+    seen = set()
+    for name, _ in node.value:
+        if name.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            found = getattr(name, "value", name.tag)
+            raise ConfigError(f"line {name.start_mark.line + 1}: the key {found} is not text; quote it.")
+        if name.value in seen:
+            raise ConfigError(f"line {name.start_mark.line + 1}: the key {name.value} is given twice.")
+        seen.add(name.value)
+    loader.flatten_mapping(node)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values of one YAML document; raises yaml.YAMLError or ConfigError."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file, freed of a top key `parameters`."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
         hint = f" Did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"{path}: no such config file.{hint}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        detail = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not readable as YAML: {detail}") from None
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping with sections model, training, inference.")
-    if isinstance(tree.get("parameters"), dict):
-        tree = {**{k: v for k, v in tree.items() if k != "parameters"}, **tree["parameters"]}
-    return tree
+    inner = tree.pop("parameters", None) or {}
+    if not isinstance(inner, dict):
+        raise ConfigError(
+            f"{path}: parameters is {inner!r}: expected sections, as model, training, inference."
+        )
+    if twice := sorted(inner.keys() & tree.keys()):
+        raise ConfigError(f"{path}: {twice[0]} is given twice, inside and outside of parameters.")
+    return {**tree, **inner}
 
 
 def parse_overrides(words: list[str]) -> list[tuple[str, Any]]:
@@ -241,7 +279,9 @@ def parse_overrides(words: list[str]) -> list[tuple[str, Any]]:
     """
     joined: list[str] = []
     for word in words:
-        if joined and (word.startswith("=") or joined[-1].endswith("=")) and not _complete(joined[-1], word):
+        # `a= b=1` is an empty value and another key, not `a=b=1`
+        value_follows = joined and joined[-1].endswith("=") and not re.match(r"[A-Za-z_][\w.]*=", word)
+        if joined and (word.startswith("=") or value_follows):
             joined[-1] += word
         else:
             joined.append(word)
@@ -252,13 +292,7 @@ def parse_overrides(words: list[str]) -> list[tuple[str, Any]]:
         if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", dotted):
             raise ConfigError(f"command line: {item!r} is not of the form key.sub=value.")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            pairs.append((dotted, parse_yaml(text)))
+        except (yaml.YAMLError, ValueError):
             raise ConfigError(f"command line: the value of {item!r} is not YAML; quote it.") from None
-        pairs.append((dotted, value))
     return pairs
-
-
-def _complete(previous: str, word: str) -> bool:
-    """`a=` followed by `b=1` is an empty value and a new key, not `a=b=1`."""
-    return previous.endswith("=") and re.match(r"[A-Za-z_][\w.]*=", word) is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import hashlib
 import json
 from collections.abc import Callable
@@ -22,8 +23,8 @@ import yaml
 from .config import (
     ConfigError,
     build,
-    has_path,
     key,
+    keys_of,
     leaves,
     parse_overrides,
     pop_path,
@@ -35,8 +36,8 @@ from .config import (
 
 @dataclass(kw_only=True)
 class ViewSelector:
-    min_frame_dist: int = key("smallest distance between the two outer views, frames", 25)
-    max_frame_dist: int = key("largest distance between the two outer views, frames", 100)
+    min_frame_dist: int = key("smallest distance between the two outer views, frames", 25, least=1)
+    max_frame_dist: int = key("largest distance between the two outer views, frames", 100, least=1)
 
 
 @dataclass(kw_only=True)
@@ -49,9 +50,9 @@ class Training:
         "full_list.txt, a folder of .torch chunks, or a list of {path, weight} of these", ""
     )
     eval_dataset_path: str = key("the same for evaluation; empty: no evaluation while training", "")
-    num_views: int = key("views per training sample, inputs and targets together", 8)
-    num_input_views: int = key("context views", 2)
-    num_target_views: int = key("target views per sample", 6)
+    num_views: int = key("views per training sample, inputs and targets together", 8, least=1)
+    num_input_views: int = key("context views", 2, least=1)
+    num_target_views: int = key("target views per sample", 6, least=1)
     target_has_input: bool = key("draw training targets from all views, context included", True)
     dynamic_input_view_num: bool = key(
         "draw the number of context views (2, 3 or 4) anew at each step", False
@@ -65,43 +66,47 @@ class Training:
         "all",
         choices=("all", "context"),
     )
-    batch_size_per_gpu: int = key("samples per process and forward pass", 8)
-    num_workers: int = key("loader processes per rank; 0 loads in the main process", 4)
-    prefetch_factor: int = key("batches each worker may hold ready; lowered to stay under prefetch_bytes", 32)
-    prefetch_bytes: int = key("most bytes of ready batches that the loaders of one rank hold", 2**30)
+    batch_size_per_gpu: int = key("samples per process and forward pass", 8, least=1)
+    num_workers: int = key("loader processes per rank; 0 loads in the main process", 4, least=0)
+    prefetch_factor: int = key(
+        "batches each worker may hold ready; lowered to stay under prefetch_bytes", 32, least=1
+    )
+    prefetch_bytes: int = key("most bytes of ready batches that the loaders of one rank hold", 2**30, least=1)
 
     # optimisation
-    lr: float = key("peak learning rate of AdamW", 4e-4)
-    beta1: float = key("AdamW beta1", 0.9)
-    beta2: float = key("AdamW beta2", 0.95)
-    weight_decay: float = key("AdamW decay, on parameters with two or more dimensions", 0.05)
-    warmup: int = key("steps of linear warm-up", 3000)
-    train_steps: int = key("optimiser steps of the whole run", 100000)
+    lr: float = key("peak learning rate of AdamW", 4e-4, least=0)
+    beta1: float = key("AdamW beta1", 0.9, least=0)
+    beta2: float = key("AdamW beta2", 0.95, least=0)
+    weight_decay: float = key("AdamW decay, on parameters with two or more dimensions", 0.05, least=0)
+    warmup: int = key("steps of linear warm-up", 3000, least=0)
+    train_steps: int = key("optimiser steps of the whole run", 100000, least=1)
     scheduler_type: str = key(
         "learning rate after warm-up", "cosine", choices=("cosine", "linear", "constant")
     )
-    grad_accum_steps: int = key("forward passes per optimiser step", 1)
+    grad_accum_steps: int = key("forward passes per optimiser step", 1, least=1)
     grad_clip_norm: float = key("largest joint gradient norm", 1.0)
     allowed_gradnorm_factor: float = key(
         "a step whose norm exceeds grad_clip_norm times this is skipped", 5.0
     )
-    max_bad_steps: int = key("stop after this many non-finite steps in a row", 10)
-    l2_loss_weight: float = key("weight of the mean squared error", 1.0)
-    lpips_loss_weight: float = key("weight of LPIPS (VGG)", 0.0)
-    perceptual_loss_weight: float = key("weight of the VGG19 perceptual loss", 0.5)
-    seed: int = key("seed of weights and data order", 777)
+    max_bad_steps: int = key("stop after this many non-finite steps in a row", 10, least=1)
+    l2_loss_weight: float = key("weight of the mean squared error", 1.0, least=0)
+    lpips_loss_weight: float = key("weight of LPIPS (VGG)", 0.0, least=0)
+    perceptual_loss_weight: float = key("weight of the VGG19 perceptual loss", 0.5, least=0)
+    seed: int = key("seed of weights and data order", 777, least=0)
 
     # precision and memory
     use_amp: bool = key("autocast to amp_dtype", True)
     amp_dtype: str = key("type of autocast", "bf16", choices=("bf16", "fp16", "fp32", "tf32"))
     use_tf32: bool = key("allow TF32 in float32 matrix products", True)
-    grad_checkpoint_every: int = key("recompute activations in groups of this many blocks; 0: keep all", 1)
+    grad_checkpoint_every: int = key(
+        "recompute activations in groups of this many blocks; 0: keep all", 1, least=0
+    )
     compile: bool = key("torch.compile each transformer block", False)
 
     # checkpoints and fine-tuning
     checkpoint_dir: str = key("where the run writes; at inference the weights to load (file or folder)", "")
-    checkpoint_every: int = key("steps between checkpoints", 2000)
-    keep_checkpoints: int = key("newest checkpoints to keep; 0: all", 3)
+    checkpoint_every: int = key("steps between checkpoints", 2000, least=1)
+    keep_checkpoints: int = key("newest checkpoints to keep; 0: all", 3, least=0)
     resume_ckpt: str = key("start from this checkpoint if checkpoint_dir holds none of its own", "")
     reset_training_state: bool = key(
         "take weights alone from resume_ckpt: fresh optimiser and schedule", False
@@ -109,9 +114,9 @@ class Training:
     reset_lr_scheduler: bool = key("take weights and optimiser from resume_ckpt, restart the schedule", False)
 
     # what is reported, and when
-    print_every: int = key("steps between console lines (each of the first 20 is shown)", 20)
-    eval_every: int = key("steps between evaluations; 0: never", 4000)
-    vis_every: int = key("steps between pictures of a training batch; 0: never", 1000)
+    print_every: int = key("steps between console lines (each of the first 20 is shown)", 20, least=1)
+    eval_every: int = key("steps between evaluations; 0: never", 4000, least=0)
+    vis_every: int = key("steps between pictures of a training batch; 0: never", 1000, least=0)
     wandb: str = key(
         "Weights & Biases; its key comes from your environment",
         "disabled",
@@ -119,7 +124,7 @@ class Training:
     )
     wandb_project: str = key("project name", "parallax")
     wandb_exp_name: str = key("run name; empty: the folder name of checkpoint_dir", "")
-    wandb_log_every: int = key("steps between records in wandb and TensorBoard", 50)
+    wandb_log_every: int = key("steps between records in wandb and TensorBoard", 50, least=1)
     log_grad_norm_details: bool = key("log the gradient norm of each parameter", False)
 
     # accepted from published files
@@ -141,15 +146,14 @@ class Training:
                 f"training.num_views {self.num_views}, num_input_views {self.num_input_views}, "
                 f"target_has_input {self.target_has_input}."
             )
-        for name in (
-            "num_input_views",
-            "batch_size_per_gpu",
-            "grad_accum_steps",
-            "train_steps",
-            "prefetch_factor",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name} is {getattr(self, name)}: it must be at least 1.")
+        if self.dynamic_input_view_num and self.num_views < 4 + (not self.target_has_input):
+            raise ConfigError(
+                "training.dynamic_input_view_num draws up to 4 context views, too many for training.num_views "
+                f"{self.num_views}: raise it to 5, or to 4 with training.target_has_input: true."
+            )
+        for name in ("scene_scale_factor", "grad_clip_norm", "allowed_gradnorm_factor"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}: it must be positive.")
         if self.view_selector.min_frame_dist > self.view_selector.max_frame_dist:
             raise ConfigError(
                 f"training.view_selector: min_frame_dist {self.view_selector.min_frame_dist} exceeds "
@@ -160,10 +164,10 @@ class Training:
 @dataclass(kw_only=True)
 class RenderVideo:
     traj_type: str = key("entry of TRAJECTORIES", "interpolate")
-    num_frames: int = key("frames per transition between key cameras", 60)
+    num_frames: int = key("frames per transition between key cameras", 60, least=1)
     loop_video: bool = key("return to the first camera", False)
     order_poses: bool = key("visit the key cameras in nearest-neighbour order", False)
-    fps: int = key("frames per second", 30)
+    fps: int = key("frames per second", 30, least=1)
 
 
 @dataclass(kw_only=True)
@@ -180,14 +184,14 @@ class Inference:
     render_video_config: RenderVideo = key("the camera path of the video", RenderVideo)
     save_frames: bool = key("write the video's frames as PNG too", False)
     generate_website: bool = key("write one HTML page of all results", True)
-    max_scenes: int = key("score only the first so many scenes of the index; 0: all", 0)
+    max_scenes: int = key("score only the first so many scenes of the index; 0: all", 0, least=0)
     swap_target_cameras: bool = key(
         "also score renders made with another target's camera (does the model look at its cameras?)", False
     )
     median_depth_path: str = key(
         "JSON scene -> median depth in the units of its cameras; adds the plane-warp floor", ""
     )
-    chunk: int = key("target views rendered at once; 0: all", 4)
+    chunk: int = key("target views rendered at once; 0: all", 4, least=0)
     if_inference: bool = key("the script that runs decides", True, ignored=True)
 
     def __post_init__(self) -> None:
@@ -231,6 +235,8 @@ MOVED = {
 }
 """Published place of a key -> its place here."""
 
+_ABSENT = object()
+
 # ----------------------------------------------------------------------------------------------- loading
 
 
@@ -245,25 +251,37 @@ def load_config(path: str | Path, overrides: list[str], family_config: Callable[
     Raises:
         ConfigError: all problems found, one a line, each naming file, key and remedy.
     """
-    tree, sources = read_yaml(Path(path)), {}
-    for dotted in leaves(tree):
-        sources[dotted] = str(path)
+    tree = read_yaml(Path(path))
+    sources = dict.fromkeys(leaves(tree), str(path))
+    _move(tree, sources, str(path))
     for dotted, value in parse_overrides(overrides):
+        dotted = MOVED.get(dotted, dotted)
         set_path(tree, dotted, value)
-        sources[dotted] = "command line"
+        sources = {name: place for name, place in sources.items() if not name.startswith(f"{dotted}.")}
+        named = leaves(value, f"{dotted}.") if isinstance(value, dict) else [dotted]
+        sources |= dict.fromkeys(named, "command line")
     return config_from_tree(tree, family_config, sources=sources, origin=str(path))
+
+
+def _move(tree: dict, sources: dict, origin: str) -> None:
+    """Carry keys from their published place to ours, in place."""
+    for old, new in MOVED.items():
+        value = pop_path(tree, old, _ABSENT)
+        if value is _ABSENT:
+            continue
+        if pop_path(tree, new, _ABSENT) is not _ABSENT:
+            raise ConfigError(f"{origin}: {old} and {new} are two names of one setting: keep the latter.")
+        set_path(tree, new, value)
+        if old in sources:
+            sources[new] = sources.pop(old)
 
 
 def config_from_tree(
     tree: dict, family_config: Callable[[str], type], *, sources: dict | None = None, origin: str = "config"
 ) -> RunConfig:
     """The checked config of a plain nested dict, as in a YAML file or beside a checkpoint."""
-    tree = copy.deepcopy(tree)
-    for old, new in MOVED.items():
-        if has_path(tree, old):
-            set_path(tree, new, pop_path(tree, old))
-            if sources and old in sources:
-                sources[new] = sources.pop(old)
+    tree, sources = copy.deepcopy(tree), dict(sources or {})
+    _move(tree, sources, origin)
     model = tree.get("model") or {}
     if not isinstance(model, dict) or not isinstance(model.get("class_name"), str):
         raise ConfigError(f"{origin}: model.class_name is missing: it names the model family.")
@@ -272,19 +290,31 @@ def config_from_tree(
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
 
-    tree, model = dict(tree), dict(model)
+    tree["model"] = model
     sections = {f.metadata["section"]: f.name for f in dataclasses.fields(schema) if f.metadata["section"]}
     for section, name in sections.items():
         if section in tree:
             model[name] = tree.pop(section)
-    tree["model"] = model
 
     schemas = {"model": schema, "training": Training, "inference": Inference, "pretrained": Pretrained}
-    problems = [unknown_key(name, [*schemas, *sections]) for name in tree if name not in schemas]
-    parts = {name: build(part, tree.get(name), name, problems) for name, part in schemas.items()}
+    known = [*schemas, *(path for name, part in schemas.items() for path in keys_of(part, name))]
+    problems = [
+        unknown_key(dotted, known)
+        for name, value in tree.items()
+        if name not in schemas
+        for dotted in _unknown(name, value, [*schemas, *sections])
+    ]
+    parts = {name: build(part, tree.get(name), name, problems, known) for name, part in schemas.items()}
     if problems:
         raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
-    return RunConfig(**parts, sources=sources or {})
+    return RunConfig(**parts, sources=sources)
+
+
+def _unknown(name: str, value: Any, sections: list[str]) -> list[str]:
+    """What to call unknown: a misspelt section by its name, a foreign one (`optimizer.lr`) by its keys."""
+    if isinstance(value, dict) and not difflib.get_close_matches(name, sections, 1, 0.6):
+        return leaves(value, f"{name}.") or [name]
+    return [name]
 
 
 # ----------------------------------------------------------------------------------------------- output
