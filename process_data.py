@@ -1,0 +1,95 @@
+"""Convert raw `.torch` chunks (RealEstate10K, ACID, DL3DV) into a data set folder.
+
+    python process_data.py --base_path datasets/re10k --output_dir datasets/re10k-full_processed --mode train
+
+Reads `<base_path>/<mode>/*.torch`, writes `<output_dir>/<mode>/`. Run it again to continue after an interruption.
+Exit status: 0 everything converted, 1 something could not be, 2 wrong arguments, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from src.config import ConfigError
+from src.data.convert import Options, Report, convert
+
+SHOWN = 20
+"""Problems of each kind that are listed."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the arguments, convert, print what failed; the exit status."""
+    args = _parser().parse_args(argv)
+    options = Options(
+        source=Path(args.base_path) / args.mode,
+        target=Path(args.output_dir) / args.mode,
+        image_format=args.image_format,
+        verify=args.verify,
+    )
+    try:
+        report = convert(options, args.num_processes, args.chunk_size)
+    except (ConfigError, OSError) as error:
+        print(f"process_data.py: {error}", file=sys.stderr)
+        return 2
+    except BrokenProcessPool:
+        print("process_data.py: a worker died (out of memory?). Run again to continue.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("process_data.py: interrupted. Run again to continue.", file=sys.stderr)
+        return 130
+    _print(report, options)
+    return 1 if report.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--base_path", required=True, help="folder with train/ and test/ of .torch chunks")
+    parser.add_argument("--output_dir", required=True, help="folder to write train/ and test/ into")
+    parser.add_argument(
+        "--mode", choices=("train", "test"), default="train", help="which part (default: train)"
+    )
+    parser.add_argument("--num_processes", type=_positive, default=32, help="processes (default: 32)")
+    parser.add_argument(
+        "--chunk_size", type=_positive, default=10, help="chunk files handed to a process ahead (default: 10)"
+    )
+    parser.add_argument(
+        "--image_format", choices=("jpeg", "png"), default="jpeg",
+        help="jpeg: keep the original bytes (default); png: decode, about six times the size",
+    )  # fmt: skip
+    parser.add_argument(
+        "--verify", choices=("decode", "header"), default="decode",
+        help="how pictures are checked: decode them (default), or read their headers only (faster)",
+    )  # fmt: skip
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a positive number")
+    return number
+
+
+def _print(report: Report, options: Options) -> None:
+    """The summary: counts, then the first problems of each kind."""
+    print(f"{options.target}: {report.written} scenes written, {report.kept} were there already.")
+    kinds = (
+        ("chunks that cannot be read", report.bad_chunks),
+        ("scenes that were refused or failed", report.bad_scenes),
+        ("frames marked missing", report.bad_frames),
+    )
+    for title, problems in kinds:
+        if not problems:
+            continue
+        print(f"{len(problems)} {title}:")
+        for where, why in problems[:SHOWN]:
+            print(f"  {where}: {why}")
+        if len(problems) > SHOWN:
+            print(f"  ... and {len(problems) - SHOWN} more")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

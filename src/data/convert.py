@@ -1,0 +1,272 @@
+"""Raw chunks -> one folder of pictures and one metadata file per scene, as the published tools lay them out.
+
+    <output_dir>/<mode>/images/<key>/00000.jpg   the original bytes, or PNG of the decoded pixels
+    <output_dir>/<mode>/metadata/<key>.json      scene_name, frames [image_path, fxfycxcy in pixels, w2c 4x4]
+    <output_dir>/<mode>/full_list.txt            metadata files, one per line
+
+Unlike there, paths are relative (image_path to the metadata file, lines to the list), a frame that cannot be used
+keeps its place and is marked missing, and a scene appears whole or not at all: its metadata is written last.
+
+Public: Options, Report, convert.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config import ConfigError
+from .chunks import ChunkError, RawScene, find_chunks, frame_camera, open_chunk, raw_scenes
+from .files import exclusive, write_whole
+from .parallel import parallel_map, stopping
+from .scene import SceneError, camera_problem
+from .transforms import decode_image, image_header
+
+SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to convert, and how.
+
+    source: folder of `.torch` chunks. target: `<output_dir>/<mode>`.
+    image_format: "jpeg" keeps the original bytes, "png" decodes and encodes again.
+    verify: "decode" finds every damaged picture, "header" only those without a readable header (faster).
+    """
+
+    source: Path
+    target: Path
+    image_format: str = "jpeg"
+    verify: str = "decode"
+
+
+@dataclass
+class Report:
+    """What happened. Problems are (where, why)."""
+
+    written: int = 0
+    kept: int = 0
+    bad_chunks: list[tuple[str, str]] = field(default_factory=list)
+    bad_scenes: list[tuple[str, str]] = field(default_factory=list)
+    bad_frames: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything in the chunks could not be converted."""
+        return bool(self.bad_chunks or self.bad_scenes or self.bad_frames)
+
+    def add(self, other: Report) -> None:
+        """Take over the counts of another report."""
+        self.written += other.written
+        self.kept += other.kept
+        for name in ("bad_chunks", "bad_scenes", "bad_frames"):
+            getattr(self, name).extend(getattr(other, name))
+
+
+def convert(options: Options, num_processes: int, chunk_size: int) -> Report:
+    """Convert every scene that is not finished yet. Can be stopped and started again at any time.
+
+    Args:
+        num_processes: chunks converted at the same time.
+        chunk_size: chunk files handed to each process ahead of time.
+
+    Raises:
+        ConfigError: no chunks, or another conversion is writing to the same folder.
+    """
+    chunks = find_chunks(options.source)
+    for name in ("images", "metadata"):
+        (options.target / name).mkdir(parents=True, exist_ok=True)
+    with exclusive(options.target / ".lock", wait=False) as free:
+        if not free:
+            raise ConfigError(
+                f"{options.target}: another conversion is writing here. Wait for it, or stop it."
+            )
+        for leftover in [
+            *options.target.glob("images/.*.partial"),
+            *options.target.glob("metadata/.*.partial"),
+        ]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        try:
+            return _convert_all(options, chunks, num_processes, chunk_size)
+        finally:
+            _write_list(options.target)
+
+
+def _convert_all(options: Options, chunks: list[Path], num_processes: int, chunk_size: int) -> Report:
+    report, num_processes = Report(), min(num_processes, len(chunks))
+    tasks = _survey(chunks, num_processes, chunk_size, report)
+    work = partial(_convert_chunk, options)
+    with tqdm(total=sum(len(keys) for _, keys in tasks), unit="scene", desc="converting") as bar:
+        for (_, keys), result in parallel_map(work, tasks, num_processes, ahead=chunk_size):
+            report.add(result)
+            bar.update(len(keys))
+    for problems in (report.bad_chunks, report.bad_scenes, report.bad_frames):
+        problems.sort()
+    return report
+
+
+def _survey(
+    chunks: list[Path], num_processes: int, ahead: int, report: Report
+) -> list[tuple[Path, list[str]]]:
+    """The scenes of each chunk. A name that comes twice belongs to the first chunk that has it."""
+    listed = {}
+    with tqdm(total=len(chunks), unit="chunk", desc="reading scene lists") as bar:
+        for path, result in parallel_map(_scene_keys, chunks, num_processes, ahead=ahead):
+            listed[path] = result
+            bar.update()
+    owner: dict[str, str] = {}
+    tasks = []
+    for path in chunks:
+        keys, problem = listed[path]
+        if problem:
+            report.bad_chunks.append((path.name, problem))
+            continue
+        own = []
+        for key in keys:
+            if key in owner:
+                report.bad_scenes.append((path.name, f"scene {key} is already in {owner[key]}"))
+            else:
+                owner[key] = path.name
+                own.append(key)
+        tasks.append((path, own))
+    return tasks
+
+
+def _scene_keys(path: Path) -> tuple[list[str], str]:
+    """Names of a chunk's usable scenes, or why it cannot be read."""
+    try:
+        return [scene.key for scene in raw_scenes(open_chunk(path)) if isinstance(scene, RawScene)], ""
+    except (ChunkError, OSError) as error:
+        return [], str(error)
+
+
+def _convert_chunk(options: Options, task: tuple[Path, list[str]]) -> Report:
+    """Convert the scenes of one chunk whose names are given."""
+    path, keys = task
+    report, todo = Report(), set(keys)
+    try:
+        scenes = raw_scenes(open_chunk(path))
+    except (ChunkError, OSError) as error:
+        report.bad_chunks.append((path.name, str(error)))
+        return report
+    for scene in scenes:
+        if stopping():
+            break
+        if isinstance(scene, SceneError):
+            report.bad_scenes.append((path.name, str(scene)))
+        elif scene.key in todo:
+            todo.remove(scene.key)
+            try:
+                _convert_scene(options, scene, path.name, report)
+            except OSError as error:  # a full disk: the scene stays unfinished and is done again next time
+                report.bad_scenes.append((path.name, f"scene {scene.key}: {error.strerror}"))
+    return report
+
+
+def _convert_scene(options: Options, scene: RawScene, chunk: str, report: Report) -> None:
+    finished = _finished_frames(options, scene)
+    if finished is not None:
+        report.kept += 1
+        report.bad_frames += _missing(scene.key, finished)
+        return
+    metadata = options.target / "metadata" / f"{scene.key}.json"
+    images = options.target / "images" / scene.key
+    partial_images = images.with_name(f".{scene.key}.partial")
+    metadata.unlink(missing_ok=True)
+    shutil.rmtree(images, ignore_errors=True)
+    partial_images.mkdir()
+    frames = [_write_frame(options, scene, number, partial_images) for number in range(len(scene.images))]
+    report.bad_frames += _missing(scene.key, frames)
+    if all("missing" in frame for frame in frames):
+        shutil.rmtree(partial_images)
+        report.bad_scenes.append((chunk, f"scene {scene.key}: none of its {len(frames)} frames can be used"))
+        return
+    os.replace(partial_images, images)
+    content = json.dumps({"scene_name": scene.key, "frames": frames}, indent=4)
+    write_whole(metadata, content.encode(), sync=True)
+    report.written += 1
+
+
+def _write_frame(options: Options, scene: RawScene, number: int, folder: Path) -> dict:
+    """Write one picture; its entry in the metadata."""
+    try:
+        data = _bytes(scene.images[number])
+        width, height, kind = image_header(data)
+        fxfycxcy, w2c = frame_camera(scene.cameras[number], width, height)
+        if problem := camera_problem(fxfycxcy, w2c):
+            raise ValueError(problem)
+        if options.image_format == "png":
+            data, kind = _as_png(data), "PNG"
+        elif options.verify == "decode":
+            decode_image(data)
+    except ValueError as error:
+        return {"image_path": None, "fxfycxcy": None, "w2c": None, "missing": True, "reason": str(error)}
+    name = f"{number:05d}{SUFFIX[kind]}"
+    (folder / name).write_bytes(data)
+    path = f"../images/{scene.key}/{name}"
+    return {"image_path": path, "fxfycxcy": fxfycxcy.tolist(), "w2c": w2c.tolist()}
+
+
+def _bytes(image: Tensor | None) -> bytes:
+    if image is None:
+        raise ValueError("no image bytes")
+    return image.numpy().tobytes()
+
+
+def _as_png(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(decode_image(data)).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _missing(key: str, frames: list[dict]) -> list[tuple[str, str]]:
+    missing = [(number, frame) for number, frame in enumerate(frames) if "missing" in frame]
+    return [(f"{key} frame {number}", frame["reason"]) for number, frame in missing]
+
+
+def _finished_frames(options: Options, scene: RawScene) -> list[dict] | None:
+    """The frames of a scene that an earlier run finished in this form, None if it has to be done again.
+
+    Finished: its metadata has as many frames as the chunk, and each picture that it names is there, in full if its
+    bytes are the chunk's.
+    """
+    metadata = options.target / "metadata" / f"{scene.key}.json"
+    try:
+        frames = json.loads(metadata.read_bytes())["frames"]
+        sizes = {file.name: file.stat().st_size for file in os.scandir(options.target / "images" / scene.key)}
+        checks: Callable[[int], bool] = partial(_frame_is_whole, options, scene, frames, sizes)
+        return frames if len(frames) == len(scene.images) and all(map(checks, range(len(frames)))) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _frame_is_whole(
+    options: Options, scene: RawScene, frames: list, sizes: dict[str, int], number: int
+) -> bool:
+    frame, image = frames[number], scene.images[number]
+    if frame.get("missing"):
+        return "reason" in frame
+    folder, _, name = str(frame["image_path"]).rpartition("/")
+    if folder != f"../images/{scene.key}" or not sizes.get(name):
+        return False
+    if options.image_format == "png":
+        return name.endswith(".png")
+    return image is not None and sizes[name] == image.numel()
+
+
+def _write_list(target: Path) -> None:
+    """`full_list.txt`: all finished scenes of the folder, those of earlier runs included."""
+    names = sorted(
+        path.name for path in (target / "metadata").glob("*.json") if not path.name.startswith(".")
+    )
+    write_whole(target / "full_list.txt", "".join(f"metadata/{name}\n" for name in names).encode())

@@ -1,0 +1,197 @@
+"""From scenes to samples: choose views, read, resize, normalise the cameras.
+
+Every random choice comes from the generator that is passed in. Scenes that are too short or damaged are replaced by
+others, deterministically, and each replacement is reported with the sample.
+
+Public: SceneDataset, ViewSettings, open_scenes.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import ConfigError
+from ..geometry.camera import normalize_cameras
+from ..settings import RunConfig, ViewSelector
+from .chunk_index import ChunkScenes
+from .scene import FrameError, ListedScenes, Scene, SceneError, Scenes
+from .transforms import decode_image, invert_pose, resize_and_crop
+from .view_sampler import view_sampler
+
+DRAWS_PER_SCENE = 4
+"""Choices of views that may meet a damaged frame before the scene is replaced."""
+
+RANDOM_SUBSTITUTES = 16
+"""Scenes tried at random before all are tried in turn."""
+
+
+def open_scenes(path: str) -> Scenes:
+    """The scenes behind a `full_list.txt` or a folder of `.torch` chunks.
+
+    Raises:
+        ConfigError: there is nothing of the kind.
+    """
+    if not path:
+        raise ConfigError(
+            "training.dataset_path is empty: name a full_list.txt or a folder of .torch chunks."
+        )
+    return ChunkScenes(Path(path)) if Path(path).is_dir() else ListedScenes(Path(path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSettings:
+    """What of a run's settings shapes a sample; names as in `settings.Training` and `model.image_tokenizer`."""
+
+    image_size: int
+    patch_size: int
+    square_crop: bool
+    scene_scale_factor: float
+    pose_norm: str
+    num_views: int
+    num_target_views: int
+    target_has_input: bool
+    view_sampler: str
+    view_selector: ViewSelector
+
+    @classmethod
+    def of(cls, config: RunConfig) -> ViewSettings:
+        """Collect them from a run's config."""
+        training, tokenizer = config.training, config.model.image_tokenizer
+        names = [name for name in cls.__dataclass_fields__ if name not in ("image_size", "patch_size")]
+        values = {name: getattr(training, name) for name in names}
+        return cls(image_size=tokenizer.image_size, patch_size=tokenizer.patch_size, **values)
+
+
+class SceneDataset:
+    """Samples from posed photos of static scenes.
+
+    A sample is a dict: image uint8 [v, 3, h, w], c2w float32 [v, 4, 4], fxfycxcy float32 [v, 4] pixels, camera_scale
+    float32 [] (length between its cameras per length between those of the data set), index int64
+    [v, 2] = (frame, position of the scene), scene_name, target_idx int64 [v_t]; and for the loader's report:
+    `replaced` list of "scene: reason", `enlarged` number of pictures smaller than the image size.
+    """
+
+    def __init__(self, path: str, settings: ViewSettings) -> None:
+        """path: a `full_list.txt` or a folder of `.torch` chunks."""
+        self.path, self.settings = path, settings
+        self.scenes = open_scenes(path)
+        self.choose_views = view_sampler(settings.view_sampler)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def training_sample(self, position: int, num_input: int, rng: random.Random) -> dict[str, Any]:
+        """Randomly chosen views and targets of scene `position`, or of a substitute if it has none to give.
+
+        Raises:
+            SceneError: no scene of the data set gives a sample.
+        """
+        replaced: list[str] = []
+        for candidate in self._candidates(position, rng):
+            try:
+                sample = self._random_views(candidate, num_input, rng)
+            except SceneError as error:
+                replaced.append(f"{self.scenes.names[candidate]}: {error}")
+                continue
+            sample["target_idx"] = torch.tensor(self._targets(rng))
+            sample["replaced"] = replaced
+            return sample
+        raise SceneError(
+            f"{self.path}: none of its {len(self)} scenes gives a sample of {self.settings.num_views} views; "
+            f"{replaced[0]}"
+        )
+
+    def _candidates(self, position: int, rng: random.Random) -> Any:
+        """The scene itself, some random others, then all in turn: bounded, and complete."""
+        yield position
+        for _ in range(RANDOM_SUBSTITUTES):
+            yield rng.randrange(len(self))
+        for step in range(1, len(self)):
+            yield (position + step) % len(self)
+
+    def _random_views(self, position: int, num_input: int, rng: random.Random) -> dict[str, Any]:
+        """A frame that is marked missing and one that proves damaged lead to the same redraw: whatever was known
+        before, the sample is the same.
+        """
+        scene = self.scenes[position]
+        want, selector = self.settings.num_views, self.settings.view_selector
+        for draw in range(DRAWS_PER_SCENE):
+            frames = self.choose_views(scene.num_frames, want, selector, rng)
+            if frames is None:
+                raise SceneError(
+                    f"{scene.num_frames} frames are too few for {want} views at distances "
+                    f"{selector.min_frame_dist} to {selector.max_frame_dist}"
+                )
+            try:
+                return self._views(scene, position, frames, num_input)
+            except FrameError:
+                if draw == DRAWS_PER_SCENE - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _targets(self, rng: random.Random) -> list[int]:
+        """Columns to render: any of the views, context included (published), or the last ones."""
+        views, targets = self.settings.num_views, self.settings.num_target_views
+        if self.settings.target_has_input:
+            return rng.sample(range(views), targets)
+        return list(range(views - targets, views))
+
+    def evaluation_sample(
+        self, position: int, context: tuple[int, ...], target: tuple[int, ...]
+    ) -> dict[str, Any]:
+        """The given frames of scene `position`: context columns first, then the targets.
+
+        Raises:
+            SceneError: a frame cannot be used.
+        """
+        sample = self._views(self.scenes[position], position, [*context, *target], len(context))
+        sample["target_idx"] = torch.arange(len(context), len(context) + len(target))
+        sample["replaced"] = []
+        return sample
+
+    def _views(self, scene: Scene, position: int, frames: list[int], num_input: int) -> dict[str, Any]:
+        views = [self._view(scene, frame) for frame in frames]
+        images, intrinsics, c2w, small = zip(*views)
+        if len({image.shape for image in images}) > 1:
+            sizes = sorted({f"{image.shape[1]}x{image.shape[0]}" for image in images})
+            raise SceneError(
+                f"its pictures have different sizes ({', '.join(sizes)}): set training.square_crop"
+            )
+        reference = slice(None) if self.settings.pose_norm == "all" else slice(num_input)
+        poses = torch.from_numpy(np.stack(c2w).astype(np.float32))  # [v, 4, 4]
+        normalized = normalize_cameras(poses, self.settings.scene_scale_factor, reference)
+        return {
+            "image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),  # [v, 3, h, w]
+            "c2w": normalized,
+            "camera_scale": _length_ratio(normalized, poses),
+            "fxfycxcy": torch.from_numpy(np.stack(intrinsics).astype(np.float32)),  # [v, 4]
+            "index": torch.tensor([[frame, position] for frame in frames]),
+            "scene_name": str(scene.name),
+            "enlarged": sum(small),
+        }
+
+    def _view(self, scene: Scene, frame: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+        """Picture uint8 [h, w, 3], intrinsics [4], c2w [4, 4], and whether the picture had to be enlarged."""
+        if reason := scene.missing(frame):
+            raise FrameError(f"frame {frame}: {reason}")
+        fxfycxcy, w2c = scene.camera(frame)
+        try:
+            image = decode_image(scene.encoded(frame))
+        except ValueError as error:
+            raise FrameError(f"frame {frame}: {error}") from error
+        s = self.settings
+        small = min(image.shape[:2]) < s.image_size
+        image, fxfycxcy = resize_and_crop(image, fxfycxcy, s.image_size, s.patch_size, s.square_crop)
+        return image, fxfycxcy, invert_pose(w2c), small
+
+
+def _length_ratio(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """By what the distances between camera centres were multiplied; 1 if they coincide. [v, 4, 4] twice -> []"""
+    spread = [(c2w[:, :3, 3] - c2w[:, :3, 3].mean(dim=0)).norm() for c2w in (after, before)]
+    return spread[0] / spread[1] if spread[1] > 0 else torch.ones(())

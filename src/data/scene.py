@@ -1,0 +1,142 @@
+"""What a scene is, and scenes as `process_data.py` and the published tools write them.
+
+A scene is a list of frames: encoded picture, intrinsics, pose. Frames keep their index for ever; one that cannot be
+used is marked missing. Two sources give the same scenes: converted folders (here) and raw chunks (`chunk_index.py`).
+
+Public: SceneError, FrameError, Scene, Scenes, ListedScenes, camera_problem.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..config import ConfigError
+
+
+class SceneError(ValueError):
+    """A scene cannot give what was asked for; another one may."""
+
+
+class FrameError(SceneError):
+    """One frame of a scene cannot be used; other frames may."""
+
+
+class Scene(Protocol):
+    """Frames of one scene, read when asked for.
+
+    `missing(i)` is the reason why frame i cannot be used, "" if it can (its picture may still turn out damaged).
+    `camera(i)` is (fxfycxcy [4] in pixels of the encoded picture, w2c [4, 4] OpenCV), float64.
+    `encoded(i)` are the bytes of a JPEG or PNG file.
+    """
+
+    name: str
+    num_frames: int
+
+    def missing(self, frame: int) -> str: ...
+
+    def camera(self, frame: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def encoded(self, frame: int) -> bytes: ...
+
+
+class Scenes(Protocol):
+    """A list of scenes, sorted by `<name>.json`. `problems` lists (file or scene, why it is not among them)."""
+
+    names: Sequence[str]
+    problems: list[tuple[str, str]]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> Scene: ...
+
+
+def camera_problem(fxfycxcy: np.ndarray, w2c: np.ndarray) -> str:
+    """Why a camera is unusable, "" if it is fine.
+
+    Args:
+        fxfycxcy: intrinsics in any unit. [4]
+        w2c: world to camera. [4, 4]
+    """
+    if not (np.isfinite(fxfycxcy).all() and np.isfinite(w2c).all()):
+        return "camera is not finite"
+    if not fxfycxcy[:2].all():
+        return "focal length is zero"
+    if abs(np.linalg.det(w2c[:3, :3])) < 1e-6:
+        return "camera rotation is singular"
+    return ""
+
+
+class JsonScene:
+    """One scene of a metadata file. Implements `Scene`."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Raises SceneError if the file is not scene metadata."""
+        self.path, self.name = path, name
+        try:
+            self.frames = json.loads(path.read_bytes())["frames"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SceneError(f"{path} is not scene metadata ({type(error).__name__}: {error})") from error
+        if not isinstance(self.frames, list) or not all(isinstance(entry, dict) for entry in self.frames):
+            raise SceneError(f"{path} is not scene metadata: frames must be a list of objects")
+        self.num_frames = len(self.frames)
+
+    def missing(self, frame: int) -> str:
+        entry = self.frames[frame]
+        if entry.get("missing") or not entry.get("image_path"):
+            return entry.get("reason") or "marked missing"
+        return camera_problem(*self._numbers(entry))
+
+    def camera(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._numbers(self.frames[frame])
+
+    def encoded(self, frame: int) -> bytes:
+        """Raises FrameError if the picture is not where the metadata says."""
+        path = self._locate(self.frames[frame]["image_path"])
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise FrameError(f"{path}: {error.strerror}") from error
+
+    def _numbers(self, entry: dict) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            fxfycxcy = np.array(entry["fxfycxcy"], dtype=np.float64).reshape(4)
+            return fxfycxcy, np.array(entry["w2c"], dtype=np.float64).reshape(4, 4)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SceneError(f"{self.path}: a frame has no camera ({error})") from error
+
+    def _locate(self, image_path: str) -> Path:
+        """Paths are relative to the metadata file; the published tool writes them relative to its working folder."""
+        path = self.path.parent / image_path  # an absolute image_path stays itself
+        return path if path.exists() else Path(image_path)
+
+
+class ListedScenes:
+    """The scenes of a `full_list.txt`: one metadata file per line. Implements `Scenes`."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ConfigError if the list is absent or empty."""
+        if not path.is_file():
+            raise ConfigError(
+                f"{path}: no such file. Make it with process_data.py, or name a folder of .torch chunks."
+            )
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        self.lines = sorted((line for line in lines if line), key=lambda line: line.rpartition("/")[2])
+        if not self.lines:
+            raise ConfigError(f"{path} lists no scenes.")
+        self.path = path
+        self.names = [Path(line).name.removesuffix(".json") for line in self.lines]
+        self.problems: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, position: int) -> JsonScene:
+        """Raises SceneError if the scene's metadata cannot be read."""
+        line = self.lines[position]
+        path = self.path.parent / line  # relative to the list, or absolute
+        return JsonScene(path if path.exists() else Path(line), self.names[position])

@@ -1,0 +1,108 @@
+"""From encoded pictures and world-to-camera poses to what a model sees. Plain functions on arrays.
+
+Source: LVSM and Less3Depend, dataset_scene.py (PIL LANCZOS, int() then rounding half to even). Beyond them: grey,
+RGBA, portrait and small pictures.
+
+Public: decode_image, image_header, resize_and_crop, invert_pose.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+"""Decoders that are allowed to see data from a file; others of Pillow's start programs or are rarely tested."""
+
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+"""What Pillow raises on damaged pictures (a broken PNG is a SyntaxError)."""
+
+
+def image_header(data: bytes) -> tuple[int, int, str]:
+    """Width, height and format ("JPEG", "PNG", ...) of an encoded picture, from its first bytes alone.
+
+    Raises:
+        ValueError: it is no picture of a known format.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            kind = (
+                "JPEG" if image.format == "MPO" else str(image.format)
+            )  # MPO: a JPEG with a second one behind
+            return image.width, image.height, kind
+    except _BROKEN as error:
+        raise ValueError("not a JPEG, PNG or WebP picture") from error
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Pixels of an encoded picture as RGB uint8 [h, w, 3].
+
+    Grey becomes RGB, transparency is laid over white, orientation tags are ignored (the cameras belong to the stored
+    pixels). A JPEG and the PNG made of its pixels give the same array.
+
+    Raises:
+        ValueError: damaged, cut short, or of a pixel type without 8 bits.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"pixels of type {image.mode}, not 8 bits")
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                return _over_white(np.asarray(image.convert("RGBA")))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    except _BROKEN as error:
+        raise ValueError(f"cannot be decoded ({error})") from error
+
+
+def _over_white(rgba: np.ndarray) -> np.ndarray:
+    """Straight alpha over white, rounded. uint8 [h, w, 4] -> [h, w, 3]"""
+    rgb, alpha = rgba[..., :3].astype(np.uint32), rgba[..., 3:].astype(np.uint32)
+    return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def resized_size(height: int, width: int, image_size: int, patch_size: int) -> tuple[int, int]:
+    """Height and width after resizing: the shorter side becomes `image_size`, the longer a multiple of the patch.
+
+    Published for landscape pictures: `int(image_size / h * w)`, then Python's rounding, half to even.
+    """
+    short, long = min(height, width), max(height, width)
+    other = max(1, round(int(image_size / short * long) / patch_size)) * patch_size
+    return (image_size, other) if width >= height else (other, image_size)
+
+
+def resize_and_crop(
+    image: np.ndarray, fxfycxcy: np.ndarray, image_size: int, patch_size: int, square_crop: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resize to `image_size` along the shorter side, then crop the centre square if asked; intrinsics follow.
+
+    Args:
+        image: RGB. uint8 [h, w, 3]
+        fxfycxcy: pixels of `image`. [4]
+        image_size: shorter side of the result, pixels; a multiple of `patch_size`.
+        square_crop: cut the longer side to the shorter, offsets rounded down.
+
+    Returns:
+        image: uint8 [h', w', 3]
+        fxfycxcy: pixels of the new image; both axes keep their exact ratios, so pixels may turn slightly
+            anisotropic. float64 [4]
+    """
+    if image_size % patch_size:
+        raise ValueError(f"image_size {image_size} must be a multiple of patch_size {patch_size}.")
+    height, width = image.shape[:2]
+    new_height, new_width = resized_size(height, width, image_size, patch_size)
+    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.LANCZOS)
+    ratios = np.array([new_width / width, new_height / height] * 2, dtype=np.float64)
+    fxfycxcy = np.asarray(fxfycxcy, dtype=np.float64) * ratios
+    if not square_crop:
+        return np.asarray(resized), fxfycxcy
+    side = min(new_height, new_width)
+    left, top = (new_width - side) // 2, (new_height - side) // 2
+    cropped = np.asarray(resized)[top : top + side, left : left + side]
+    return cropped, fxfycxcy - np.array([0, 0, left, top], dtype=np.float64)
+
+
+def invert_pose(w2c: np.ndarray) -> np.ndarray:
+    """Camera to world of world to camera, in float64. [..., 4, 4]"""
+    return np.linalg.inv(np.asarray(w2c, dtype=np.float64))
