@@ -1,0 +1,195 @@
+"""Score a model and write what it rendered: pictures, videos, tables, one web page.
+
+    python -m src.inference --config config/eval/uplvsm_x224.yaml [key=value ...]
+    torchrun --nproc_per_node 8 -m src.inference --config ...
+
+Per scene, `<inference_out_dir>/<position in the list, 6 digits>/`:
+
+    input.png           the context views, side by side
+    gt_vs_pred.png      truth above render, target views side by side
+    metrics.json        {"summary": means, "per_view": scores}
+    rendered_video.mp4  with inference.render_video; frames/frame_00.png ... with inference.save_frames
+
+and beside them scores.json, summary.csv, average_metrics.txt and index.html. Tables and page cover this run alone:
+files of an older run are removed from the folders that are written again, other old folders are reported.
+
+Public: main, SceneWriter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .cli import guarded, read_config
+from .config import ConfigError
+from .evaluate import RenderedScene, evaluate
+from .files import write_text
+from .geometry.trajectory import TRAJECTORIES
+from .inference_fast import Session, open_session, write_report
+from .page import write_page
+from .runtime import autocast, barrier, stop
+from .settings import RunConfig
+from .visualize import save_image, save_video, sheet, to_uint8
+
+log = logging.getLogger(__name__)
+
+SCENE_FILES = ("input.png", "gt_vs_pred.png", "metrics.json", "rendered_video.mp4")
+COLUMNS = ("psnr", "lpips", "ssim")
+"""Order of the scores in tables, as published."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Score and render; the exit status."""
+    return guarded(lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> None:
+    config = read_config(argv, "Score a model and write its renders, videos, tables and a web page.")
+    if config is None:
+        return
+    _check(config)
+    try:
+        session = open_session(config)
+        writer = SceneWriter(session)
+        report = evaluate(
+            session.model, session.loader, config, session.runtime, metrics=session.metrics, on_scene=writer
+        )
+        if session.runtime.is_main:
+            _write_results(session, report)
+        barrier()
+    finally:
+        stop()
+
+
+def _check(config: RunConfig) -> None:
+    wanted = config.inference.render_video_config.traj_type
+    if config.inference.render_video and wanted not in TRAJECTORIES:
+        raise ConfigError(
+            f"inference.render_video_config.traj_type {wanted} is unknown. Known: {', '.join(TRAJECTORIES)}."
+        )
+
+
+# ----------------------------------------------------------------------------------------------- one scene
+
+
+class SceneWriter:
+    """Writes the folder of one scene after another; what `evaluate` calls as `on_scene`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.settings = session.config.inference
+
+    def __call__(self, scene: RenderedScene) -> None:
+        folder = self.session.out_dir / folder_name(scene.position)
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
+        if self.settings.render_images:
+            save_image(folder / "input.png", sheet([scene.input.image[0]]))
+            save_image(folder / "gt_vs_pred.png", sheet([scene.target.image[0], scene.render[0]]))
+        if scene.scores:
+            write_text(folder / "metrics.json", json.dumps(_scene_metrics(scene), indent=4, allow_nan=False))
+        if self.settings.render_video:
+            self._write_video(folder, scene)
+
+    def _write_video(self, folder: Path, scene: RenderedScene) -> None:
+        frames = self._video_frames(scene)
+        if self.settings.save_frames:
+            frames = _saving(frames, folder / "frames")
+        save_video(folder / "rendered_video.mp4", frames, self.settings.render_video_config.fps)
+
+    def _video_frames(self, scene: RenderedScene) -> Iterator[np.ndarray]:
+        """Frames along the path through the scene's key cameras, uint8 [h, w, 3]; the scene is encoded once."""
+        model, path, chunk = self.session.model, self.settings.render_video_config, self.settings.chunk
+        with autocast(self.session.runtime.device, self.session.config.training):
+            state = model.encode(scene.input)
+            keys = model.key_cameras(state, scene.input, scene.target)
+        cameras = TRAJECTORIES[path.traj_type](
+            keys, path.num_frames, loop=path.loop_video, order=path.order_poses
+        )
+        step = chunk or cameras.num_views
+        for i in range(0, cameras.num_views, step):
+            with autocast(self.session.runtime.device, self.session.config.training):
+                images = model.render(state, cameras.views(slice(i, i + step)))
+            yield from to_uint8(images[0])
+
+
+def folder_name(position: int) -> str:
+    """Folder of the scene at this place of the filtered list."""
+    return f"{position:06d}"
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run may have left here, so that no old video stands beside new pictures."""
+    for name in SCENE_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for frame in (folder / "frames").glob("frame_*.png"):
+        frame.unlink()
+
+
+def _saving(frames: Iterator[np.ndarray], folder: Path) -> Iterator[np.ndarray]:
+    for number, frame in enumerate(frames):
+        save_image(folder / f"frame_{number:02d}.png", frame)
+        yield frame
+
+
+def _scene_metrics(scene: RenderedScene) -> dict:
+    """Scores of one scene; a value that is not finite, which JSON has no word for, becomes null."""
+    names = [name for name in COLUMNS if name in scene.scores]
+    means = {name: math.fsum(scene.scores[name]) / len(scene.frames) for name in names}
+    rows = [dict(zip(names, values)) for values in zip(*(scene.scores[name] for name in names))]
+    return {
+        "summary": {"scene_name": scene.name, **_finite(means)},
+        "per_view": [{"view": frame, **_finite(row)} for frame, row in zip(scene.frames, rows)],
+    }
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+# ----------------------------------------------------------------------------------------------- all scenes
+
+
+def _write_results(session: Session, report: dict) -> None:
+    """Tables and page of this run, after all ranks have written their scenes."""
+    out_dir = session.out_dir
+    report = write_report(session, report)
+    if report["headline"]:
+        names = [name for name in COLUMNS if name in report["headline"]]
+        write_text(out_dir / "summary.csv", _summary_csv(report, names))
+        averages = "".join(f"{name}: {report['headline'][name]:.6f}\n" for name in names)
+        write_text(out_dir / "average_metrics.txt", averages)
+    if session.config.inference.generate_website:
+        sys.stdout.write(f"Page       {write_page(out_dir, report)}\n")
+    _report_stale(out_dir, {folder_name(scene["position"]) for scene in report["scenes"]})
+
+
+def _summary_csv(report: dict, names: list[str]) -> str:
+    lines = [",".join(["Index", *names])]
+    for scene in report["scenes"]:
+        values = [f"{scene['mean'][name]:.6f}" for name in names]
+        lines.append(",".join([folder_name(scene["position"]), *values]))
+    lines += ["", ",".join(["average", *(f"{report['headline'][name]:.6f}" for name in names)])]
+    return "\n".join(lines) + "\n"
+
+
+def _report_stale(out_dir: Path, written: set[str]) -> None:
+    folders = {path.name for path in out_dir.iterdir() if re.fullmatch(r"\d{6,}", path.name)}
+    stale = sorted(folders - written)
+    if stale:
+        log.warning(
+            "%s has scene folders of another run (%d, first %s); tables and page leave them out.",
+            *(out_dir, len(stale), stale[0]),
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

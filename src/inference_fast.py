@@ -1,0 +1,186 @@
+"""Score a model on an evaluation index: numbers only.
+
+    python -m src.inference_fast --config config/eval/uplvsm_x224.yaml [key=value ...]
+    torchrun --nproc_per_node 8 -m src.inference_fast --config ...
+
+Prints a table and writes `<inference_out_dir>/scores.json`; scenes that could not be scored are listed there and in
+`missing_scenes.txt`. Exit status 0 when scores were written, 2 after a mistake that a message explains.
+
+Public: main, Session, open_session, write_report, scores_table.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import find_checkpoints, load_into, load_weights, newest_checkpoint, weights_digest
+from .cli import guarded, read_config
+from .config import ConfigError
+from .data.eval_index import evaluation_loader
+from .evaluate import Metrics, evaluate
+from .files import write_text
+from .floors import FLOORS
+from .metrics import build_metrics
+from .model import build_model
+from .model.base import ViewSynthesizer
+from .runtime import Runtime, set_precision, setup_logging, start, stop
+from .settings import RunConfig
+
+log = logging.getLogger(__name__)
+
+UNTRAINED = "random"
+"""`inference.checkpoint` that asks for freshly initialised weights."""
+
+
+@dataclass
+class Session:
+    """Everything a scoring run needs, ready to use. `weights` says in the report where they came from."""
+
+    config: RunConfig
+    runtime: Runtime
+    model: ViewSynthesizer
+    loader: Any
+    metrics: Metrics
+    weights: dict[str, str]
+
+    @property
+    def out_dir(self) -> Path:
+        return Path(self.config.inference.inference_out_dir)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Score; the exit status."""
+    return guarded(lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> None:
+    config = read_config(argv, "Score a model on every scene of an evaluation index.")
+    if config is None:
+        return
+    config.inference.compute_metrics = True
+    try:
+        session = open_session(config)
+        report = evaluate(session.model, session.loader, config, session.runtime, metrics=session.metrics)
+        if session.runtime.is_main:
+            write_report(session, report)
+    finally:
+        stop()
+
+
+def open_session(config: RunConfig) -> Session:
+    """Join the processes, then build model, data and metrics. What is cheap to check is checked first.
+
+    Raises:
+        ConfigError: no data set, no weights, or weights of a metric that are not there.
+    """
+    runtime = start(config.training.seed)
+    setup_logging(runtime.is_main)
+    set_precision(config.training)
+    path = config.training.eval_dataset_path or config.training.dataset_path
+    if not path:
+        raise ConfigError(
+            "training.eval_dataset_path is empty: name a full_list.txt or a folder of .torch chunks."
+        )
+    names = config.inference.metrics if config.inference.compute_metrics else []
+    metrics = build_metrics(names, config.pretrained, runtime.device)
+    pin = runtime.device.type != "cpu"
+    loader = evaluation_loader(config, path, rank=runtime.rank, world=runtime.world, pin=pin)
+    model, weights = _model(config)
+    return Session(config, runtime, model.to(runtime.device).eval(), loader, metrics, weights)
+
+
+def _model(config: RunConfig) -> tuple[ViewSynthesizer, dict[str, str]]:
+    """The model with its weights, loaded strictly, and their description for the report."""
+    source = config.inference.checkpoint or config.training.checkpoint_dir
+    if not source:
+        raise ConfigError(
+            "no weights: set inference.checkpoint (or training.checkpoint_dir) to a checkpoint file or folder; "
+            f"inference.checkpoint={UNTRAINED} asks for an untrained model."
+        )
+    torch.manual_seed(
+        config.training.seed
+    )  # not offset by the rank: an untrained model is the same on all ranks
+    model = build_model(config.model)
+    if source == UNTRAINED:
+        log.warning("The weights are random, as inference.checkpoint=%s asks.", UNTRAINED)
+        return model, {"path": UNTRAINED, "digest": ""}
+    path = Path(source)
+    if path.is_dir() and find_checkpoints(path):
+        path = newest_checkpoint(
+            path
+        )  # of a run folder; named in the report, and the same for load and digest
+    load_into(model, load_weights(path), path)
+    return model, {"path": str(path), "digest": weights_digest(path)}
+
+
+# ----------------------------------------------------------------------------------------------- output
+
+
+def write_report(session: Session, report: dict) -> dict:
+    """Write scores.json and missing_scenes.txt, print the table; returns the report with the weights named in it."""
+    report = {**report, "weights": session.weights}
+    write_text(session.out_dir / "scores.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    listed = session.out_dir / "missing_scenes.txt"
+    if report["missing"]:
+        write_text(listed, "".join(f"{entry['scene']}\t{entry['reason']}\n" for entry in report["missing"]))
+        first, wanted = report["missing"][0], report["counts"]["evaluated"] + len(report["missing"])
+        log.warning(
+            "evaluated %d of %d scenes; %d are missing, first %s: %s (see %s)",
+            *(report["counts"]["evaluated"], wanted, len(report["missing"])),
+            *(first["scene"], first["reason"], listed),
+        )
+    else:
+        listed.unlink(missing_ok=True)
+    sys.stdout.write(scores_table(report) + f"\n\nScores     {session.out_dir / 'scores.json'}\n")
+    return report
+
+
+def scores_table(report: dict) -> str:
+    """The report as text: one line a method, metrics in columns; the first line is the headline."""
+    metrics, counts, protocol = list(report["headline"]), report["counts"], report["protocol"]
+    label = " (target-aware: its poses come from the target images)" if report["target_aware"] else ""
+    lines = [
+        f"{report['family']}{label}",
+        f"index    {protocol['index_file']} (sha256 {str(protocol['index_sha256'])[:16]})",
+        f"weights  {report['weights']['path']} (digest {report['weights']['digest'][:16] or 'none'})",
+        f"scenes   {counts['evaluated']} evaluated, {counts['missing']} missing, {counts['null']} null in the index",
+        f"images   {counts['images']}, {counts['context_targets']} of them also input views "
+        f"(in {counts['scenes_with_context_targets']} scenes)",
+        f"speed    {report['scenes_per_second']:.2f} scenes/s, {report['seconds']:.1f} s, {protocol['precision']}, "
+        f"torch {protocol['torch_version']}",
+    ]
+    if not metrics:
+        return "\n".join(lines)
+    render, rest = report["render"], report["render"]["without_context_targets"]
+    rows = {
+        "mean over scenes": render["mean_over_scenes"],
+        "mean over images": render["mean_over_images"],
+    }
+    if counts["context_targets"]:
+        rows["  scenes, without input views as targets"] = rest["mean_over_scenes"]
+        rows["  images, without input views as targets"] = rest["mean_over_images"]
+    rows |= {f"floor: {FLOORS[name]}": floor["mean_over_scenes"] for name, floor in report["floors"].items()}
+    swapped = report["swapped_cameras"]
+    if swapped:
+        rows["control: target cameras swapped"] = swapped["mean_over_scenes"]
+    width = max(map(len, rows))
+    lines += ["", " " * width + "".join(f"{metric.upper():>9}" for metric in metrics)]
+    for name, values in rows.items():
+        cells = ("-" if values[m] is None else f"{values[m]:.3f}" for m in metrics)
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>9}" for cell in cells))
+    if swapped and "psnr_drop" in swapped:
+        lines.append(
+            f"\nPSNR drop with swapped target cameras: {round(swapped['psnr_drop'], 2) + 0.0:.2f} dB"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
