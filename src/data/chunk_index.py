@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..files import exclusive, writable, write_bytes
 from .chunks import (
     ChunkError,
     RawScene,
@@ -32,7 +33,6 @@ from .chunks import (
     open_chunk,
     raw_scenes,
 )
-from .files import exclusive, writable, write_whole
 from .parallel import parallel_map
 from .scene import FrameError, SceneError, camera_problem
 from .transforms import image_header
@@ -171,7 +171,7 @@ def _build(folder: Path, chunks: list[Path], target: Path, num_processes: int) -
             frames[start : start + len(found[name][1])] = found[name][1]
         frames.flush()
         summary = {"format": FORMAT, "folder": str(folder.resolve()), "problems": problems}
-        write_whole(partial / "index.json", json.dumps(summary, indent=1).encode())
+        write_bytes(partial / "index.json", json.dumps(summary, indent=1).encode())
         if not (target / "index.json").exists():
             os.rename(partial, target)
     finally:

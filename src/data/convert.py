@@ -26,8 +26,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import ConfigError
+from ..files import exclusive, write_bytes
 from .chunks import ChunkError, RawScene, find_chunks, frame_camera, open_chunk, raw_scenes
-from .files import exclusive, write_whole
 from .parallel import parallel_map, stopping
 from .scene import SceneError, camera_problem
 from .transforms import decode_image, image_header
@@ -93,7 +93,7 @@ def convert(options: Options, num_processes: int, chunk_size: int) -> Report:
             )
         for leftover in [
             *options.target.glob("images/.*.partial"),
-            *options.target.glob("metadata/.*.partial"),
+            *options.target.glob("metadata/.*.tmp.json"),
         ]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         try:
@@ -193,7 +193,7 @@ def _convert_scene(options: Options, scene: RawScene, chunk: str, report: Report
         return
     os.replace(partial_images, images)
     content = json.dumps({"scene_name": scene.key, "frames": frames}, indent=4)
-    write_whole(metadata, content.encode(), sync=True)
+    write_bytes(metadata, content.encode(), sync=True)
     report.written += 1
 
 
@@ -269,4 +269,4 @@ def _write_list(target: Path) -> None:
     names = sorted(
         path.name for path in (target / "metadata").glob("*.json") if not path.name.startswith(".")
     )
-    write_whole(target / "full_list.txt", "".join(f"metadata/{name}\n" for name in names).encode())
+    write_bytes(target / "full_list.txt", "".join(f"metadata/{name}\n" for name in names).encode())

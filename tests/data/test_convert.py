@@ -14,7 +14,7 @@ from raw_chunks import assert_same, config, encoded, picture, scene, write_chunk
 from src.config import ConfigError
 from src.data.convert import Options, convert
 from src.data.dataset import SceneDataset, ViewSettings
-from src.data.files import exclusive
+from src.files import exclusive
 
 
 @pytest.fixture
