@@ -26,8 +26,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def deterministic() -> None:
-    """Every test starts from the same generators and computes on one thread."""
+def deterministic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test starts from the same generators and computes on one thread; without the mark `gpu`, on the CPU."""
+    if not request.node.get_closest_marker("gpu"):
+        # Two runs on a GPU need not be equal bit for bit.
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     np.random.seed(SEED)
@@ -51,6 +54,14 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def cli_env() -> dict[str, str]:
-    """Environment for commands that a test starts: single thread, `src` importable from any folder."""
+    """Environment for commands that a test starts: one thread, no GPU (two processes cannot share one), and `src`
+    importable from any folder.
+    """
     path = os.pathsep.join(filter(None, [str(REPO_ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "WANDB_MODE": "disabled",
+        "CUDA_VISIBLE_DEVICES": "",
+    }

@@ -173,18 +173,22 @@ def _look_at(eye: np.ndarray, target: np.ndarray, roll_rad: float) -> np.ndarray
 
 
 def _camera_path(size: np.ndarray, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Hand-held walk sideways across one end of the room; the gaze follows at about half the pace. [f, 4, 4]"""
-    bearing = rng.uniform(0, 2 * np.pi)
+    """Hand-held walk sideways along one wall, roughly facing the opposite one; the gaze follows at about half the pace.
+
+    Returns:
+        camera to world. [f, 4, 4]
+    """
+    bearing = rng.integers(4) * np.pi / 2 + rng.normal(0, 0.15)
     outward = np.array([np.cos(bearing), np.sin(bearing), 0])
     sideways = np.array([-np.sin(bearing), np.cos(bearing), 0]) * rng.choice([-1, 1])
-    drift = sideways * rng.uniform(1.2, 2.0) + outward * rng.uniform(-0.5, 0.5)
+    drift = sideways * rng.uniform(1.6, 2.4) + outward * rng.uniform(-0.4, 0.4)
     along = np.linspace(-0.5, 0.5, frames)[:, None]
-    height = np.array([0, 0, rng.uniform(1.2, 1.7)])
+    height = np.array([0, 0, rng.uniform(1.3, 1.6)])
     eyes = outward * 0.36 * min(size[:2]) + height + along * drift + _stray(0.08, 0.01, frames, rng)
     margin = np.array([0.25, 0.25, 0.4])
     low, high = np.array([*-size[:2] / 2, 0]) + margin, np.array([*size[:2] / 2, size[2]]) - margin
     eyes = np.clip(eyes, low, high)
-    gaze = -outward * rng.uniform(0.6, 1.2) + (0, 0, rng.uniform(0.7, 1.0))
+    gaze = -outward * rng.uniform(0.8, 1.2) + (0, 0, rng.uniform(0.75, 0.95))
     gazes = gaze + along * drift * rng.uniform(0.4, 0.8) + _stray(0.06, 0.01, frames, rng)
     rolls = rng.normal(0, 0.015) + rng.normal(0, 0.006, frames)
     return np.stack([_look_at(*pose) for pose in zip(eyes, gazes, rolls)])
@@ -207,23 +211,18 @@ def make_scene(spec: SyntheticSet, mode: str, number: int) -> Scene:
     """Scene `number` of `mode`; depends on nothing but (spec.seed, mode, number) and the frame count and size."""
     rng = np.random.default_rng([spec.seed, MODES.index(mode), number])
     palette = PALETTES[rng.integers(len(PALETTES))]
-    size = rng.uniform((4.5, 4.5, 2.6), (6.5, 6.5, 3.2)).astype(np.float32)
+    size = rng.uniform((5.0, 5.0, 2.7), (6.0, 6.0, 3.1)).astype(np.float32)
     c2w = _camera_path(size, spec.frames, rng)
     walls = [_wall(palette, size[1], size[2], rng) for _ in range(2)]
     walls += [_wall(palette, size[0], size[2], rng) for _ in range(2)]
     walls.append(Wall(_texture("checks planks noise diagonal panels", palette, rng, 0.8, 1.5)))
     pale = 0.75 + 0.25 * _colors(palette, rng, 2)
     walls.append(Wall(Texture("noise", pale, 1.5, int(rng.integers(2**30)))))
-    spots = _clear_spots(c2w[:, :3, 3], size, int(rng.integers(4, 8)), rng)
-    room = Room(
-        size,
-        walls,
-        [_object(spot, palette, rng) for spot in spots],
-        np.array([*rng.uniform(-0.8, 0.8, 2), size[2] - 0.3], np.float32),
-        (rng.uniform(0.85, 1.1) * np.array([1.0, rng.uniform(0.92, 1.0), rng.uniform(0.82, 1.0)])).astype(
-            np.float32
-        ),
-    )
+    spots = _clear_spots(c2w[:, :3, 3], size, int(rng.integers(3, 7)), rng)
+    objects = [_object(spot, palette, rng) for spot in spots]
+    light = np.array([*rng.uniform(-0.8, 0.8, 2), size[2] - 0.3], np.float32)
+    warmth = np.array([1.0, rng.uniform(0.92, 1.0), rng.uniform(0.82, 1.0)])
+    room = Room(size, walls, objects, light, (rng.uniform(0.85, 1.1) * warmth).astype(np.float32))
     focal = spec.height / (2 * np.tan(np.radians(rng.uniform(54, 66)) / 2))
     fxfycxcy = np.array([focal, focal, spec.width / 2, spec.height / 2])
     context, target = _evaluation_views(spec.frames, rng)
@@ -232,8 +231,8 @@ def make_scene(spec: SyntheticSet, mode: str, number: int) -> Scene:
 
 
 def _evaluation_views(frames: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Two context frames some two thirds of the scene apart, and three frames between them."""
-    gap = int(np.clip(round(rng.uniform(0.55, 0.75) * frames), 4, frames - 1))
+    """Two context frames some three quarters of the scene apart, and three frames between them."""
+    gap = int(np.clip(round(rng.uniform(0.6, 0.9) * frames), 4, frames - 1))
     first = int(rng.integers(0, frames - gap))
     between = rng.choice(np.arange(first + 1, first + gap), 3, replace=False)
     return [first, first + gap], sorted(int(i) for i in between)
@@ -312,6 +311,9 @@ def write_set(root: Path, spec: SyntheticSet, *, num_processes: int = 1) -> None
     """
     _claim(root, spec)
     jobs = list(_jobs(spec, root))
+    views_file = root / "evaluation_index.json"  # written last: with it and all chunks the set is complete
+    if views_file.is_file() and all(path.is_file() for *_, path in jobs):
+        return
     records: list[SceneRecord] = []
     with (
         multiprocessing.get_context("spawn").Pool(max(1, min(num_processes, len(jobs)))) as pool,
@@ -325,7 +327,7 @@ def write_set(root: Path, spec: SyntheticSet, *, num_processes: int = 1) -> None
         _write_json(root / mode / "index.json", {r.key: r.chunk for r in mine})
         _write_json(root / mode / "median_depth.json", {r.key: r.median_depth for r in mine})
     views = {r.key: {"context": r.context, "target": r.target} for r in records if r.mode == "test"}
-    _write_json(root / "evaluation_index.json", views)
+    _write_json(views_file, views)
 
 
 def _claim(root: Path, spec: SyntheticSet) -> None:

@@ -146,12 +146,14 @@ class DinoV2(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, d)
         self.cls_token = nn.Parameter(torch.empty(1, 1, d))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid * grid, d))
-        self.register_tokens = nn.Parameter(torch.empty(1, size.num_register_tokens, d))
+        self.num_register_tokens = size.num_register_tokens
+        if size.num_register_tokens:  # without registers Meta's files have no such entry
+            self.register_tokens = nn.Parameter(torch.empty(1, size.num_register_tokens, d))
+            nn.init.normal_(self.register_tokens, std=1e-6)
         self.blocks = BlockStack(DinoBlock(size, qk_norm) for _ in range(size.depth))
         self.norm = nn.LayerNorm(d, eps=LAYER_NORM_EPS)
         nn.init.normal_(self.cls_token, std=1e-6)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.normal_(self.register_tokens, std=1e-6)
 
     def forward(self, image: Tensor) -> Tensor:
         check_size(*image.shape[-2:], self.patch_size)
@@ -159,9 +161,10 @@ class DinoV2(nn.Module):
         patches = self.patch_embed(image)  # [b, n, d]
         cls_token = self.cls_token.expand(len(image), -1, -1)
         tokens = torch.cat([cls_token, patches], dim=1) + self.position_table(rows, columns)
-        registers = self.register_tokens.expand(len(image), -1, -1)
-        tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)  # [b, 1 + r + n, d]
-        return self.norm(self.blocks(tokens))[:, 1 + registers.shape[1] :]
+        if self.num_register_tokens:
+            registers = self.register_tokens.expand(len(image), -1, -1)
+            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)  # [b, 1 + r + n, d]
+        return self.norm(self.blocks(tokens))[:, 1 + self.num_register_tokens :]
 
     def position_table(self, rows: int, columns: int) -> Tensor:
         """Position entries, class token first, resampled to the grid. [1, 1 + rows * columns, d]"""
