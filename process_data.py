@@ -30,6 +30,10 @@ def main(argv: list[str] | None = None) -> int:
         verify=args.verify,
     )
     try:
+        if not options.source.is_dir():
+            raise ConfigError(
+                f"{options.source}: no such folder. --base_path names the one above train/ and test/."
+            )
         report = convert(options, args.num_processes, args.chunk_size)
     except (ConfigError, OSError) as error:
         print(f"process_data.py: {error}", file=sys.stderr)
@@ -67,10 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not a positive number")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
 
 
 def _print(report: Report, options: Options) -> None:

@@ -10,7 +10,7 @@ Nothing here runs code from a file: pickles are opened with `weights_only=True` 
 tensors and plain values.
 
 Public: CheckpointError, LoadReport, save_checkpoint, find_checkpoints, newest_checkpoint, damage, prune,
-load_training_state, read_manifest, load_weights, load_into, load_pretrained_part, clean_names, weights_digest.
+is_checkpoint, load_training_state, read_manifest, load_weights, load_into, load_pretrained_part, clean_names, weights_digest.
 """
 
 from __future__ import annotations
@@ -68,29 +68,53 @@ def save_checkpoint(
         state: what resuming needs, of types that weights_only loading allows.
         config: the resolved config as plain values.
         keep: newest checkpoints to keep; 0: all.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing of it is left behind.
     """
     folder = Path(folder)
     final = folder / f"ckpt_{step:016d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    safetensors.torch.save_file(_unaliased(model.state_dict()), temporary / WEIGHTS)
-    torch.save(state, temporary / STATE)
-    manifest = {
-        "step": step,
-        "sha256": {name: _sha256(temporary / name) for name in (WEIGHTS, STATE)},
-        "torch": torch.__version__,
-        "config": config,
-    }
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for name in (WEIGHTS, STATE, MANIFEST, "."):
-        _sync_to_disk(temporary / name)
+    try:
+        _write_all(temporary, step, model, state, config)
+    except (
+        OSError,
+        RuntimeError,
+        safetensors.SafetensorError,
+    ) as error:  # each library has its own for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{final} cannot be written ({reason}): is the disk full? Checkpoints before it are kept."
+        ) from error
     if final.exists():
         _remove(final)
     os.replace(temporary, final)
     _sync_to_disk(folder)
     prune(folder, keep)
     return final
+
+
+def _write_all(folder: Path, step: int, model: nn.Module, state: dict[str, Any], config: dict) -> None:
+    """The files of a checkpoint, the manifest last, each on the disk when this returns."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    safetensors.torch.save_file(_unaliased(model.state_dict()), folder / WEIGHTS)
+    torch.save(state, folder / STATE)
+    manifest = {
+        "step": step,
+        "sha256": {name: _sha256(folder / name) for name in (WEIGHTS, STATE)},
+        "torch": torch.__version__,
+        "config": config,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for name in (WEIGHTS, STATE, MANIFEST, "."):
+        _sync_to_disk(folder / name)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one checkpoint, whole or not, rather than a run folder that holds several."""
+    return FOLDER.fullmatch(folder.name) is not None or (folder / MANIFEST).is_file()
 
 
 def find_checkpoints(folder: str | Path) -> list[Path]:
@@ -145,8 +169,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / MANIFEST} is missing: the checkpoint was not completed")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        return {key: manifest[key] for key in ("step", "sha256", "torch", "config")}
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+        manifest = {key: manifest[key] for key in ("step", "sha256", "torch", "config")}
+        if not isinstance(manifest["sha256"], dict) or {WEIGHTS, STATE} != manifest["sha256"].keys():
+            raise ValueError(f"sha256 must give the digests of {WEIGHTS} and {STATE}")
+        return manifest
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path / MANIFEST} is not readable ({error})") from error
 
 
@@ -225,7 +252,7 @@ def _weights_file(path: Path) -> Path:
         raise CheckpointError(
             f"{path}: no such checkpoint. `python -m scripts.download_weights` fetches published weights."
         )
-    if FOLDER.fullmatch(path.name) or (path / MANIFEST).is_file():
+    if is_checkpoint(path):
         reason = damage(path)
         if reason:
             raise CheckpointError(f"{path} is damaged ({reason}). Use another checkpoint.")

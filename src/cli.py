@@ -11,11 +11,18 @@ import argparse
 import sys
 from collections.abc import Callable
 
+import torch
+
 from .model import family_config
 from .settings import RunConfig, describe, load_config
 
 USER_ERRORS = (ValueError, OSError)
 """What a wrong setting, a missing file or a bad file raises: shown as a message, not as a traceback."""
+
+LESS_MEMORY = (
+    "In training, lower training.batch_size_per_gpu (and raise training.grad_accum_steps by as much) or set "
+    "training.grad_checkpoint_every=1; in scoring, lower training.batch_size_per_gpu or inference.chunk."
+)
 
 
 def read_config(argv: list[str] | None, description: str) -> RunConfig | None:
@@ -44,4 +51,6 @@ def guarded(work: Callable[[], int | None]) -> int:
         return work() or 0
     except USER_ERRORS as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2
+    except torch.OutOfMemoryError as error:
+        sys.stderr.write(f"error: {str(error).partition('. ')[0]}. {LESS_MEMORY}\n")
+    return 2

@@ -257,7 +257,7 @@ def read_yaml(path: Path) -> dict:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping with sections model, training, inference.")
@@ -293,6 +293,6 @@ def parse_overrides(words: list[str]) -> list[tuple[str, Any]]:
             raise ConfigError(f"command line: {item!r} is not of the form key.sub=value.")
         try:
             pairs.append((dotted, parse_yaml(text)))
-        except (yaml.YAMLError, ValueError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigError(f"command line: the value of {item!r} is not YAML; quote it.") from None
     return pairs

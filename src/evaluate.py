@@ -219,7 +219,13 @@ def _read_depths(path: str) -> dict[str, float] | None:
         raise ConfigError(
             f"inference.median_depth_path: {path} does not exist; leave it empty for no plane warp."
         )
-    return {name: float(depth) for name, depth in json.loads(Path(path).read_text(encoding="utf-8")).items()}
+    try:
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {str(name): float(depth) for name, depth in tree.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"inference.median_depth_path: {path} is not JSON of scene -> number ({error})."
+        ) from None
 
 
 def _record(scene: RenderedScene, scores: Scores) -> dict:

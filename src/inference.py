@@ -35,7 +35,7 @@ from .files import write_text
 from .geometry.trajectory import TRAJECTORIES
 from .inference_fast import Session, open_session, write_report
 from .page import write_page
-from .runtime import autocast, barrier, stop
+from .runtime import autocast, stop
 from .settings import RunConfig
 from .visualize import save_image, save_video, sheet, to_uint8
 
@@ -56,17 +56,14 @@ def _run(argv: list[str] | None) -> None:
     if config is None:
         return
     _check(config)
-    try:
-        session = open_session(config)
-        writer = SceneWriter(session)
-        report = evaluate(
-            session.model, session.loader, config, session.runtime, metrics=session.metrics, on_scene=writer
-        )
-        if session.runtime.is_main:
-            _write_results(session, report)
-        barrier()
-    finally:
-        stop()
+    session = open_session(config)
+    writer = SceneWriter(session)
+    report = evaluate(
+        session.model, session.loader, config, session.runtime, metrics=session.metrics, on_scene=writer
+    )
+    if session.runtime.is_main:
+        _write_results(session, report)
+    stop()
 
 
 def _check(config: RunConfig) -> None:

@@ -25,12 +25,12 @@ from .cli import guarded, read_config
 from .config import ConfigError
 from .data.eval_index import evaluation_loader
 from .evaluate import Metrics, evaluate
-from .files import write_text
+from .files import writable, write_text
 from .floors import FLOORS
 from .metrics import build_metrics
 from .model import build_model
 from .model.base import ViewSynthesizer
-from .runtime import Runtime, set_precision, setup_logging, start, stop
+from .runtime import Runtime, from_main, set_precision, setup_logging, start, stop
 from .settings import RunConfig
 
 log = logging.getLogger(__name__)
@@ -65,13 +65,11 @@ def _run(argv: list[str] | None) -> None:
     if config is None:
         return
     config.inference.compute_metrics = True
-    try:
-        session = open_session(config)
-        report = evaluate(session.model, session.loader, config, session.runtime, metrics=session.metrics)
-        if session.runtime.is_main:
-            write_report(session, report)
-    finally:
-        stop()
+    session = open_session(config)
+    report = evaluate(session.model, session.loader, config, session.runtime, metrics=session.metrics)
+    if session.runtime.is_main:
+        write_report(session, report)
+    stop()
 
 
 def open_session(config: RunConfig) -> Session:
@@ -93,7 +91,20 @@ def open_session(config: RunConfig) -> Session:
     pin = runtime.device.type != "cpu"
     loader = evaluation_loader(config, path, rank=runtime.rank, world=runtime.world, pin=pin)
     model, weights = _model(config)
+    from_main(lambda: _make_out_dir(config.inference.inference_out_dir), runtime)
     return Session(config, runtime, model.to(runtime.device).eval(), loader, metrics, weights)
+
+
+def _make_out_dir(out_dir: str) -> None:
+    """Made before the work, so that hours of it do not end at a folder that cannot be written."""
+    if not out_dir:
+        raise ConfigError("inference.inference_out_dir is empty: name the folder for the results.")
+    folder = Path(out_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"inference.inference_out_dir {folder} is a file: name a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not writable(folder):
+        raise ConfigError(f"inference.inference_out_dir {folder} is read-only: name another folder.")
 
 
 def _model(config: RunConfig) -> tuple[ViewSynthesizer, dict[str, str]]:

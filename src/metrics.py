@@ -144,7 +144,8 @@ def load_lpips(vgg16_path: str, device: torch.device) -> Lpips:
 
 def _read_trunk(path: Path) -> dict[str, Tensor]:
     again = (
-        "run `python -m scripts.download_weights vgg16`, or leave LPIPS out: inference.metrics: [psnr, ssim]."
+        "run `python -m scripts.download_weights vgg16`, or leave LPIPS out: "
+        "inference.metrics: [psnr, ssim], training.lpips_loss_weight: 0."
     )
     if not path.is_file():
         raise ConfigError(

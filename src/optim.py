@@ -70,11 +70,13 @@ class UpdateOutcome:
     grad_norm: joint gradient norm before clipping; NaN or inf when `finite` is False.
     stepped: the weights were updated.
     finite: loss and gradients were finite on all ranks.
+    along: the number that travelled along.
     """
 
     grad_norm: float
     stepped: bool
     finite: bool
+    along: float = 0.0
 
 
 def clip_or_skip(
@@ -82,6 +84,7 @@ def clip_or_skip(
     optimizer: torch.optim.Optimizer,
     loss_finite: Tensor,
     training: Training,
+    along: Tensor | None = None,
 ) -> UpdateOutcome:
     """Clip the gradients jointly to `grad_clip_norm` and update, or skip the update; always clear the gradients.
 
@@ -91,11 +94,13 @@ def clip_or_skip(
     Args:
         parameters: everything the optimiser trains.
         loss_finite: whether the loss was finite on all ranks. scalar
+        along: a number that the host wants to know too. scalar
     """
     parameters = list(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, training.grad_clip_norm)
-    # The only transfer from the device in a training step: both facts travel together.
-    grad_norm, loss_ok = torch.stack([norm.float(), loss_finite.to(norm.device).float()]).tolist()
+    facts = [norm, loss_finite, along if along is not None else torch.zeros_like(norm)]
+    # The only time in a training step that the host waits for the device: all facts travel together.
+    grad_norm, loss_ok, along = torch.stack([fact.to(norm.device, torch.float32) for fact in facts]).tolist()
     finite = bool(loss_ok) and math.isfinite(grad_norm)
     stepped = finite and grad_norm <= training.grad_clip_norm * training.allowed_gradnorm_factor
     if stepped:
@@ -103,4 +108,4 @@ def clip_or_skip(
     optimizer.zero_grad(set_to_none=True)
     for parameter in parameters:
         parameter.grad = None  # those that the optimiser does not hold
-    return UpdateOutcome(grad_norm, stepped, finite)
+    return UpdateOutcome(grad_norm, stepped, finite, along)

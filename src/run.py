@@ -17,7 +17,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoint import (
+    CheckpointError,
     find_checkpoints,
+    is_checkpoint,
     load_into,
     load_pretrained_part,
     load_training_state,
@@ -88,8 +90,7 @@ def open_run(config: RunConfig, runtime: Runtime) -> Run:
         ConfigError, CheckpointError: a setting or file that cannot be used.
     """
     training = config.training
-    if not training.checkpoint_dir:
-        raise ConfigError("training.checkpoint_dir is empty: name the folder that the run writes to.")
+    _check_folder(training.checkpoint_dir)
     if not training.dataset_path:
         raise ConfigError(
             "training.dataset_path is empty: name a full_list.txt or a folder of .torch chunks."
@@ -121,12 +122,30 @@ def open_run(config: RunConfig, runtime: Runtime) -> Run:
     return run
 
 
+def _check_folder(checkpoint_dir: str) -> None:
+    """A run writes to a folder of its own; in scoring the same key may name a file of weights or one checkpoint."""
+    if not checkpoint_dir:
+        raise ConfigError("training.checkpoint_dir is empty: name the folder that the run writes to.")
+    folder = Path(checkpoint_dir)
+    if folder.is_file() or is_checkpoint(folder):
+        raise ConfigError(
+            f"training.checkpoint_dir {folder} is {'a file' if folder.is_file() else 'one checkpoint'}: name the folder "
+            "of the run. To start from these weights, name them in training.resume_ckpt."
+        )
+
+
 def _open_evaluation(config: RunConfig, runtime: Runtime) -> tuple[Any, Metrics] | None:
     """Loader and metrics of the evaluations during training, built before the first step: a missing file is told now."""
     training = config.training
     if not training.eval_every or not training.eval_dataset_path:
         return None
-    loader = evaluation_loader(config, training.eval_dataset_path, rank=runtime.rank, world=runtime.world)
+    loader = evaluation_loader(
+        config,
+        training.eval_dataset_path,
+        rank=runtime.rank,
+        world=runtime.world,
+        pin=runtime.device.type != "cpu",
+    )
     names = config.inference.metrics if config.inference.compute_metrics else []
     return loader, build_metrics(names, config.pretrained, runtime.device)
 
@@ -139,6 +158,11 @@ def load_start(run: Run) -> None:
     """
     training = run.config.training
     own = from_main(lambda: _own_checkpoint(run.folder, training), run.runtime)
+    if own and not all(all_gather_objects(own.is_dir())):
+        raise ConfigError(
+            f"training.checkpoint_dir {run.folder} holds {own.name} on the first machine only: it must be the same "
+            "folder on all machines, on a disk that they share."
+        )
     if own:
         resume(run, own)
     elif not training.resume_ckpt:
@@ -182,19 +206,38 @@ def resume(run: Run, path: Path, *, reset_schedule: bool = False) -> None:
     """Put the run where the checkpoint left it; with `reset_schedule` only weights and optimiser, from step 0."""
     load_into(run.model, load_weights(path), path)
     state = load_training_state(path)
-    # The moments come from the file, the settings (decay, betas) from the config.
-    run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": state["optimizer"]["state"]})
-    if run.scaler.is_enabled() and state["scaler"]:
-        run.scaler.load_state_dict(state["scaler"])
+    try:
+        _restore(run, state, reset_schedule)
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: its training state does not belong to this model ({error}). "
+            "To start from its weights alone: training.resume_ckpt with training.reset_training_state=true."
+        ) from error
     if reset_schedule:
         log.info("Optimiser of %s, schedule from step 0.", path)
         return
-    run.progress = Progress(**state["progress"])
-    if len(state["random"]) == run.runtime.world:
-        set_random_state(state["random"][run.runtime.rank], run.runtime.device)
     log.info(
         "Going on from %s: step %d, %d samples seen.", path, run.progress.step, run.progress.samples_seen
     )
+
+
+def _restore(run: Run, state: dict[str, Any], reset_schedule: bool) -> None:
+    """Optimiser, and unless the schedule starts anew progress and generators, from a training state."""
+    moments = state["optimizer"]["state"]
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    for number, moment in moments.items():
+        if moment["exp_avg"].shape != parameters[number].shape:
+            raise ValueError(f"the moments of parameter {number} have another shape")
+    # The moments come from the file, the settings (decay, betas) from the config.
+    run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": moments})
+    if run.scaler.is_enabled() and state["scaler"]:
+        run.scaler.load_state_dict(state["scaler"])
+    if not reset_schedule:
+        run.progress = Progress(**state["progress"])
+        if len(state["random"]) == run.runtime.world:
+            set_random_state(state["random"][run.runtime.rank], run.runtime.device)
 
 
 def save(run: Run) -> None:

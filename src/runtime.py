@@ -3,8 +3,8 @@
 The same code runs alone or under torchrun, on GPUs (nccl) or on CPUs (gloo). Alone there is no process group, and the
 collectives here return what they were given.
 
-Public: Runtime, start, stop, autocast, set_precision, exact_float32, grad_scaler, setup_logging, all_true,
-mean_over_ranks, all_gather_objects, broadcast_object, from_main, barrier, random_state, set_random_state, peak_memory_gib,
+Public: Runtime, start, stop, autocast, set_precision, exact_float32, grad_scaler, setup_logging, largest_over_ranks,
+mean_over_ranks, all_gather_objects, broadcast_object, from_main, random_state, set_random_state, peak_memory_gib,
 StopRequest.
 """
 
@@ -83,7 +83,9 @@ def start(seed: int | None = None) -> Runtime:
     else:
         device = torch.device("cpu")
     if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+        backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        # With its device nccl connects here, not in the first step: what is wrong between machines is told at once.
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=bound)
     if seed is not None:
         torch.manual_seed(seed + rank)
         np.random.seed((seed + rank) % 2**32)
@@ -92,8 +94,14 @@ def start(seed: int | None = None) -> Runtime:
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
+    """Wait for all ranks and leave the process group, if there is one.
+
+    Not for a process that ends with an error: leaving, nccl would wait for the others, which wait for this one. When
+    it just ends, torchrun ends the others.
+    """
     if dist.is_initialized():
+        # Rank 0 may still be writing, and a long wait inside the next call looks like a hang to the watchdog of nccl.
+        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -172,13 +180,12 @@ def grad_scaler(device: torch.device, training: Precision) -> torch.amp.GradScal
 # ----------------------------------------------------------------------------------------------- between ranks
 
 
-def all_true(flag: Tensor, runtime: Runtime) -> Tensor:
-    """Whether `flag` holds on every rank; stays on the device. bool []"""
-    if runtime.world == 1:
-        return flag
-    number = flag.to(torch.int32)
-    dist.all_reduce(number, op=dist.ReduceOp.MIN)
-    return number.bool()
+def largest_over_ranks(values: Tensor, runtime: Runtime) -> Tensor:
+    """Elementwise maximum over ranks; stays on the device, and the host does not wait. Same shape"""
+    if runtime.world > 1:
+        values = values.clone()
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
 
 
 def mean_over_ranks(values: dict[str, Tensor], runtime: Runtime) -> dict[str, float]:
@@ -224,12 +231,6 @@ def from_main(work: Callable[[], Any], runtime: Runtime) -> Any:
     return outcome
 
 
-def barrier() -> None:
-    """Wait until all ranks are here."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 # ----------------------------------------------------------------------------------------------- state of the process
 
 
@@ -264,7 +265,11 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class StopRequest:
-    """While entered, SIGTERM and Ctrl-C end the run after the current step; a second Ctrl-C ends it at once."""
+    """While entered, SIGTERM and Ctrl-C ask the run to end after a step; a second Ctrl-C ends it at once.
+
+    signal: number of the signal that this process got; 0: none. Ranks must stop at the same step, or one waits for the
+    others: `train_step` asks them all.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
@@ -284,8 +289,3 @@ class StopRequest:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-
-    def on_any_rank(self, runtime: Runtime) -> int:
-        """The signal that any rank got; 0: none. Ranks must stop at the same step, or one waits for the others."""
-        none = torch.tensor(self.signal == 0, device=runtime.device)
-        return 0 if bool(all_true(none, runtime)) else max(all_gather_objects(self.signal))

@@ -50,7 +50,7 @@ class Training:
         "full_list.txt, a folder of .torch chunks, or a list of {path, weight} of these", ""
     )
     eval_dataset_path: str = key("the same for evaluation; empty: no evaluation while training", "")
-    num_views: int = key("views per training sample, inputs and targets together", 8, least=1)
+    num_views: int = key("views per training sample, inputs and targets together", 8, least=2)
     num_input_views: int = key("context views", 2, least=1)
     num_target_views: int = key("target views per sample", 6, least=1)
     target_has_input: bool = key("draw training targets from all views, context included", True)
@@ -134,6 +134,11 @@ class Training:
     api_key_path: str = key("the wandb key comes from the environment", "", ignored=True)
 
     def __post_init__(self) -> None:
+        if self.num_input_views > self.num_views:
+            raise ConfigError(
+                f"training.num_input_views {self.num_input_views} exceeds training.num_views {self.num_views}, "
+                "which counts inputs and targets together: raise num_views."
+            )
         if self.num_input_views >= self.num_views and not self.target_has_input:
             raise ConfigError(
                 f"training.num_views {self.num_views} leaves no target beside training.num_input_views "
@@ -154,6 +159,9 @@ class Training:
         for name in ("scene_scale_factor", "grad_clip_norm", "allowed_gradnorm_factor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: it must be positive.")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}: it must be below 1.")
         if self.view_selector.min_frame_dist > self.view_selector.max_frame_dist:
             raise ConfigError(
                 f"training.view_selector: min_frame_dist {self.view_selector.min_frame_dist} exceeds "

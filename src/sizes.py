@@ -58,7 +58,6 @@ def _backbone_sizes(shapes: Shapes) -> dict[str, int | float | bool]:
     telling = (
         "cls_token",
         "pos_embed",
-        "register_tokens",
         "patch_embed.proj.weight",
         "blocks.0.mlp.fc1.weight",
     )
@@ -69,7 +68,7 @@ def _backbone_sizes(shapes: Shapes) -> dict[str, int | float | bool]:
     sizes: dict[str, int | float | bool] = {
         f"{BACKBONE}.embed_dim": width,
         f"{BACKBONE}.img_size": grid * shapes["patch_embed.proj.weight"][2],
-        f"{BACKBONE}.num_register_tokens": shapes["register_tokens"][1],
+        f"{BACKBONE}.num_register_tokens": shapes.get("register_tokens", (1, 0))[1],
         f"{BACKBONE}.mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / width,
         "unposed.dino_qknorm": "blocks.0.attn.q_norm.weight" in shapes,
     }

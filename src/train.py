@@ -39,8 +39,8 @@ from .runtime import (
     Runtime,
     StopRequest,
     all_gather_objects,
-    all_true,
     autocast,
+    largest_over_ranks,
     set_precision,
     setup_logging,
     start,
@@ -70,12 +70,12 @@ def _run(argv: list[str] | None) -> int:
     setup_logging(runtime.is_main)
     set_precision(config.training)
     try:
-        return train(config, runtime)
+        status = train(config, runtime)
     except KeyboardInterrupt:
         log.warning("Interrupted. Checkpoints that were written are kept.")
         return 128 + signal.SIGINT
-    finally:
-        stop()
+    stop()
+    return status
 
 
 # ----------------------------------------------------------------------------------------------- the loop
@@ -112,6 +112,7 @@ def train(config: RunConfig, runtime: Runtime) -> int:
                 run.image_loss,
                 training,
                 runtime,
+                request,
             )
             samples = training.batch_size_per_gpu * len(micro_batches) * runtime.world
             progress.advance(samples, stepped=result.stepped, bad=result.bad)
@@ -124,12 +125,11 @@ def train(config: RunConfig, runtime: Runtime) -> int:
                 return give_up(run)
             report(run, meter, result, tracker, verbose=progress.step - first_step <= FIRST_STEPS)
             last = progress.step == training.train_steps
-            stopping = request.on_any_rank(runtime)
-            if last or stopping or due(training.checkpoint_every, progress.step):
+            if last or result.stop or due(training.checkpoint_every, progress.step):
                 save(run)
-            if stopping:
+            if result.stop:
                 log.warning("Stopped by a signal at step %d; start again to go on.", progress.step)
-                return 128 + stopping
+                return 128 + result.stop
             if due(training.vis_every, progress.step) and runtime.is_main:
                 save_pictures(run, micro_batches[-1])
             if run.evaluation and (last or due(training.eval_every, progress.step)):
@@ -147,6 +147,7 @@ class StepResult:
     stepped: the weights were updated.
     bad: loss or gradients were not finite (an fp16 overflow, which the scaler answers, does not count).
     lr: learning rate in force.
+    stop: signal that asks the run to end, got by this or another rank; 0: none.
     grad_norms: norm of each parameter's gradient, if asked for.
     """
 
@@ -155,6 +156,7 @@ class StepResult:
     stepped: bool
     bad: bool
     lr: float
+    stop: int = 0
     grad_norms: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -167,6 +169,7 @@ def train_step(
     image_loss: Callable[[Tensor, Tensor], dict[str, Tensor]],
     training: Training,
     runtime: Runtime,
+    request: StopRequest | None = None,
 ) -> StepResult:
     """One update from all micro-batches: forward, objective, backward of each, then clip, skip or step.
 
@@ -178,6 +181,7 @@ def train_step(
         micro_batches: `grad_accum_steps` batches as the loader gives them.
         step: number of the update, from 0: sets the learning rate.
         scaler: scales the loss in fp16; disabled otherwise.
+        request: whether this rank was asked to stop; the answer of all ranks is `StepResult.stop`.
     """
     model = network.module if isinstance(network, DistributedDataParallel) else network
     lr = learning_rate(step, training)
@@ -198,14 +202,16 @@ def train_step(
     scaler.unscale_(optimizer)
     parameters = [p for p in model.parameters() if p.requires_grad]
     norms = _gradient_norms(model) if training.log_grad_norm_details else {}
-    loss_finite = all_true(torch.isfinite(terms["loss"]), runtime)
-    scale = scaler.get_scale() if scaler.is_enabled() else 0.0
-    outcome = clip_or_skip(parameters, optimizer, loss_finite, training)
-    scaler.update()
+    broken = ~torch.isfinite(terms["loss"])
+    # Filled on the device: a tensor copied from the host would make it wait.
+    asked = torch.full_like(broken, request.signal if request else 0, dtype=torch.int32)
+    broken, asked = largest_over_ranks(torch.stack([broken.int(), asked]), runtime)
+    outcome = clip_or_skip(parameters, optimizer, broken == 0, training, asked)
     # Gradients that overflow in fp16 are how the scaler finds its scale; below 1 there is nothing left to find.
-    overflow = not outcome.finite and scale > 1 and bool(loss_finite)
+    overflow = not outcome.finite and scaler.get_scale() > 1 and not bool(broken)
+    scaler.update()
     bad = not outcome.finite and not overflow
-    return StepResult(terms, outcome.grad_norm, outcome.stepped, bad, lr, norms)
+    return StepResult(terms, outcome.grad_norm, outcome.stepped, bad, lr, int(outcome.along), norms)
 
 
 def due(every: int, step: int) -> bool:
@@ -333,8 +339,10 @@ def save_pictures(run: Run, batch: EasyDict) -> None:
     training = run.config.training
     device = run.runtime.device
     input, target = split_views(to_device(batch, device), batch.num_input)
+    run.model.eval()  # noise would take numbers out of the generator, and a resumed run would not draw the same ones
     with torch.no_grad(), autocast(device, training):
         render = run.model(input, target).render.float()  # [b, v, 3, h, w]
+    run.model.train()
     pairs = torch.stack([target.image, render], dim=2).flatten(1, 2)  # [b, 2 v, 3, h, w], truth before render
     uids = batch.index[:, 0, 1].tolist()
     folder = run.folder / f"iter_{run.progress.step:08d}"

@@ -127,6 +127,27 @@ def test_a_damaged_newest_checkpoint_falls_back_loudly(harm: str, tmp_path, capl
         load_weights(newer)
 
 
+@pytest.mark.parametrize("digests", [[], {}, {"../outside": "0"}])
+def test_a_manifest_that_does_not_vouch_for_the_files_is_damage(digests: object, tmp_path) -> None:
+    (path,) = save(tmp_path, 1)
+    manifest = json.loads((path / "checkpoint.json").read_text())
+    (path / "checkpoint.json").write_text(json.dumps(manifest | {"sha256": digests}))
+    assert "sha256 must give the digests" in damage(path)
+
+
+def test_a_full_disk_costs_one_checkpoint_and_is_told_in_one_line(tmp_path, monkeypatch) -> None:
+    (first,) = save(tmp_path, 1)
+
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail] unexpected pos 1 vs 0\nstack of C++")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="is the disk full") as error:
+        save(tmp_path, 2)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == [first]
+
+
 def test_no_checkpoints_is_a_fresh_start_but_only_damaged_ones_are_an_error(tmp_path) -> None:
     assert newest_checkpoint(tmp_path / "new") is None
     assert newest_checkpoint(tmp_path) is None

@@ -177,6 +177,9 @@ MISTAKES = {
     "no value": ("training.lr", "'training.lr' is not of the form key.sub=value."),
     "metric": ("inference.metrics=[psnr, fid]", "fid is not a metric. Choose from psnr, ssim, lpips."),
     "views": ("training.num_target_views=9", "training.num_target_views 9 must lie between 1 and 8"),
+    "inputs": ("training.num_input_views=9", "num_input_views 9 exceeds training.num_views 8"),
+    "momentum": ("training.beta1=1.5", "training.beta1 is 1.5: it must be below 1."),
+    "nesting": ("training.lr=" + 2000 * "[", "is not YAML; quote it."),
     "frames": ("training.view_selector.min_frame_dist=500", "min_frame_dist 500 exceeds max_frame_dist"),
     "family": ("model.class_name=tyo", "model.class_name tyo is unknown."),
 }

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from src.config import ConfigError
 from src.runtime import (
     Runtime,
     StopRequest,
     all_gather_objects,
-    all_true,
     autocast,
     broadcast_object,
     exact_float32,
     from_main,
     grad_scaler,
+    largest_over_ranks,
     mean_over_ranks,
     peak_memory_gib,
     random_state,
@@ -55,13 +56,43 @@ def test_alone_there_is_no_process_group_and_collectives_return_what_they_got() 
     runtime = start(seed=3)
     assert (runtime.rank, runtime.world, runtime.is_main) == (0, 1, True)
     assert not torch.distributed.is_initialized()
-    assert bool(all_true(torch.tensor(True), runtime)) and not bool(all_true(torch.tensor(False), runtime))
+    assert largest_over_ranks(torch.tensor([0, 15]), runtime).tolist() == [0, 15]
     assert all_gather_objects("x") == ["x"]
     assert broadcast_object({"a": 1}) == {"a": 1}
     assert mean_over_ranks({"a": torch.tensor(2.0), "b": torch.tensor(-1)}, runtime) == {"a": 2.0, "b": -1.0}
     assert mean_over_ranks({}, runtime) == {}
     assert from_main(lambda: 5, runtime) == 5
     stop()
+
+
+@pytest.fixture
+def eight_gpus(monkeypatch) -> list[tuple]:
+    """What `start` asks of torch as process 11 of 16 on two machines with 8 GPUs each; nothing is done."""
+    calls: list[tuple] = []
+    for name, value in (("RANK", "11"), ("WORLD_SIZE", "16"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", device)))
+    monkeypatch.setattr(
+        torch.distributed,
+        "init_process_group",
+        lambda backend, *, timeout, device_id: calls.append((backend, device_id)),
+    )
+    return calls
+
+
+def test_a_process_takes_its_own_gpu_before_nccl_connects_on_it(eight_gpus) -> None:
+    own = torch.device("cuda", 3)
+    assert start() == Runtime(own, rank=11, world=16, local_rank=3)
+    assert eight_gpus == [("set_device", own), ("nccl", own)]
+
+
+def test_more_processes_than_gpus_are_refused_before_they_meet(eight_gpus, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="--nproc_per_node 2"):
+        start()
+    assert eight_gpus == []
 
 
 def test_an_error_on_the_first_rank_is_raised() -> None:
@@ -158,9 +189,9 @@ def test_the_first_rank_speaks_and_the_others_report_errors_only(is_main: bool, 
 def test_a_signal_is_noted_and_the_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as request:
-        assert request.on_any_rank(Runtime()) == 0
+        assert request.signal == 0
         os.kill(os.getpid(), signal.SIGTERM)
-        assert request.on_any_rank(Runtime()) == signal.SIGTERM
+        assert request.signal == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             signal.pause()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -15,11 +17,13 @@ import torch
 import yaml
 from tiny_run import largest_difference, losses, records, tiny_config, write_config, write_scenes
 from torch import Tensor
+from waits import Waits
 
 from src.checkpoint import find_checkpoints, load_training_state, load_weights, read_manifest
 from src.data.loader import training_loader
 from src.loss import build_image_loss
 from src.model import build_model
+from src.model.lvsm_decoder_only import LVSMDecoderOnly
 from src.optim import build_optimizer
 from src.runtime import Runtime, grad_scaler
 from src.train import main, train_step
@@ -359,6 +363,64 @@ def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_from_there(train, spoil
     assert_same_run(straight, run)
 
 
+def test_a_process_that_fails_does_not_wait_for_the_others_to_leave(train, spoil, monkeypatch) -> None:
+    """Leaving nccl's group waits for ranks that wait for this one."""
+    left: list[bool] = []
+    monkeypatch.setattr("src.train.stop", lambda: left.append(True))
+
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    spoil({2}, fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train()
+    assert not left
+    spoil(set())
+    assert train()[0] == 0 and left
+
+
+def test_a_run_folder_that_another_machine_does_not_see_is_refused(train, monkeypatch, capsys) -> None:
+    assert train(train_steps=2)[0] == 0
+    monkeypatch.setattr("src.run.all_gather_objects", lambda value: [value, False])
+    assert train(train_steps=4)[0] == 2
+    assert "the same folder on all machines" in capsys.readouterr().err
+
+
+def test_pictures_leave_generators_and_training_mode_alone(train, monkeypatch) -> None:
+    modes: list[bool] = []
+
+    def forward(model: torch.nn.Module, *views: Any) -> Any:
+        modes.append(model.training)
+        return inner(model, *views)
+
+    inner = LVSMDecoderOnly.forward
+    monkeypatch.setattr(LVSMDecoderOnly, "forward", forward)
+    assert train(train_steps=2, vis_every=1)[0] == 0
+    assert modes == [True, False, True, False]
+
+
+@pytest.mark.parametrize("amp_dtype", ["fp32", "fp16"])
+def test_the_host_waits_for_the_device_once_in_a_step(data: Path, tmp_path, amp_dtype: str) -> None:
+    """Once: for the `tolist` of `clip_or_skip`, which is not seen here. AdamW waits only on a CPU: SGD instead."""
+    config = tiny_config(
+        write_config(
+            tmp_path / "c.yaml", data, tmp_path, use_amp=True, amp_dtype=amp_dtype, perceptual_loss_weight=0.5
+        )
+    )
+    config.pretrained.vgg19 = "random"
+    runtime, training = Runtime(), config.training
+    model = build_model(config.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = grad_scaler(runtime.device, training)
+    scaler.load_state_dict(scaler.state_dict() | {"scale": 8.0})  # low enough not to overflow
+    image_loss = build_image_loss(training, config.pretrained, runtime.device)
+    batches = [next(training_loader(config, rank=0, world=1)) for _ in range(2)]
+    with Waits() as waits:
+        result = train_step(model, batches, 1, optimizer, scaler, image_loss, training, runtime)
+    assert result.stepped
+    assert waits.found == []
+
+
 def test_fp16_finds_its_scale_without_bad_steps(data: Path, tmp_path) -> None:
     """The scaler starts far too high: some steps overflow and are skipped, none counts as bad, then it learns."""
     config = tiny_config(
@@ -381,3 +443,28 @@ def test_fp16_finds_its_scale_without_bad_steps(data: Path, tmp_path) -> None:
     assert not any(result.bad for result in results)
     assert scaler.get_scale() < 2.0**30
     assert results[-1].terms["loss"] < results[0].terms["loss"]
+
+
+def test_a_file_or_a_checkpoint_is_no_run_folder(train, tmp_path, capsys) -> None:
+    (tmp_path / "weights.pt").touch()
+    assert train("weights.pt")[0] == 2
+    assert "weights.pt is a file" in capsys.readouterr().err
+    inside = tmp_path / f"ckpt_{1:016d}"
+    inside.mkdir()
+    assert train(inside.name)[0] == 2
+    assert "is one checkpoint" in capsys.readouterr().err and not list(inside.iterdir())
+
+
+def test_a_training_state_of_another_model_is_refused_with_a_message(train, capsys) -> None:
+    _, run = train(train_steps=2, checkpoint_every=2)
+    (newest,) = find_checkpoints(run)
+    state, manifest = load_training_state(newest), json.loads((newest / "checkpoint.json").read_text())
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    torch.save(state, run / "forged.pt")  # not in place: the loaded state is mapped from the file
+    os.replace(run / "forged.pt", newest / "training_state.pt")
+    digest = hashlib.sha256((newest / "training_state.pt").read_bytes()).hexdigest()
+    manifest["sha256"]["training_state.pt"] = digest
+    (newest / "checkpoint.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert train(train_steps=3)[0] == 2
+    assert "does not belong to this model" in capsys.readouterr().err

@@ -18,10 +18,12 @@ import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
 
+from ..config import ConfigError
 from ..files import exclusive, writable, write_bytes
 from .chunks import (
     ChunkError,
@@ -92,6 +94,8 @@ def index_chunk(path: Path) -> tuple[list[str], list[np.ndarray], list[tuple[str
                     names.append(scene.key)
     except (ChunkError, OSError) as error:
         return [], [], [(path.name, str(error))]
+    except (RuntimeError, ValueError, BadZipFile) as error:  # sparse tensors, a list in itself, a foreign zip
+        return [], [], [(path.name, f"{path} is packed in an unknown way ({type(error).__name__})")]
     return names, tables, problems
 
 
@@ -202,7 +206,13 @@ def _prepare(folder: Path, chunks: list[Path], stamps: list, num_processes: int)
     for target in (beside, home / digest):
         if (target / "index.json").exists():
             return target
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} is read-only and the index of its chunks cannot go to {home} ({error.strerror}): "
+            "set PARALLAX_CACHE in the environment to a folder that can be written."
+        ) from error
     target = home / digest
     with exclusive(home / "lock", wait=True):
         if not (target / "index.json").exists():

@@ -9,10 +9,12 @@ Public: ChunkError, RawScene, find_chunks, open_chunk, raw_scenes, frame_camera.
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -70,11 +72,20 @@ def open_chunk(path: Path) -> list:
     try:
         chunk = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except Exception as error:  # a damaged file can break the unpickler in any way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ChunkError(f"{path} cannot be read: {reason[:160]}") from error
+        raise ChunkError(f"{path} {_load_problem(error)}") from error
     if not isinstance(chunk, list):
         raise ChunkError(f"{path} holds a {type(chunk).__name__}, not a list of scenes")
     return chunk
+
+
+def _load_problem(error: Exception) -> str:
+    """What a failed `torch.load` means, one line."""
+    if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"is refused: it holds {foreign[1]}, and opening such a pickle can run code"
+    if isinstance(error, EOFError | UnpicklingError) or "zip archive" in str(error):
+        return "is damaged or cut short: copy or download it again"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"cannot be read: {reason[:160]}"
 
 
 def raw_scenes(chunk: list) -> Iterator[RawScene | SceneError]:
@@ -92,18 +103,24 @@ def _raw_scene(entry: object, number: int) -> RawScene:
     key, cameras, images = entry.get("key"), entry.get("cameras"), entry.get("images")
     if problem := key_problem(key):
         raise SceneError(f"scene {number}: key {str(key)[:60]!r} {problem}")
-    if not isinstance(cameras, Tensor) or cameras.ndim != 2 or cameras.shape[1] != 18:
+    if not _is_plain(cameras) or cameras.ndim != 2 or cameras.shape[1] != 18 or cameras.is_complex():
         raise SceneError(f"scene {key}: cameras are not a tensor [frames, 18]")
     if not isinstance(images, list | tuple) or len(images) != len(cameras):
         found = len(images) if isinstance(images, list | tuple) else "no"
         raise SceneError(f"scene {key}: {found} images for {len(cameras)} cameras")
     if not len(images):
         raise SceneError(f"scene {key}: no frames")
-    return RawScene(key, cameras.to(torch.float32).numpy(), [_byte_tensor(image) for image in images])
+    cameras = cameras.detach().to(torch.float32).numpy()
+    return RawScene(key, cameras, [_byte_tensor(image) for image in images])
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor whose numbers can be read; weights_only loading also lets sparse and meta ones pass."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def _byte_tensor(image: object) -> Tensor | None:
-    usable = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 1
+    usable = _is_plain(image) and image.dtype == torch.uint8 and image.ndim == 1
     return image if usable and image.is_contiguous() and image.numel() else None
 
 
@@ -131,9 +148,11 @@ def frame_camera(camera: np.ndarray, width: int, height: int) -> tuple[np.ndarra
 
 
 def first_storage_offset(path: Path) -> int:
-    """Where in the file the first tensor of a zip chunk begins, bytes."""
+    """Where in the file the first tensor of a zip chunk begins, bytes; 0 if it holds none."""
     with zipfile.ZipFile(path) as archive:
         records = [r for r in archive.infolist() if r.filename.split("/")[-2:-1] == ["data"] and r.file_size]
+    if not records:
+        return 0
     first = min(records, key=lambda record: record.header_offset)
     with path.open(
         "rb"

@@ -186,11 +186,12 @@ def _convert_scene(options: Options, scene: RawScene, chunk: str, report: Report
     shutil.rmtree(images, ignore_errors=True)
     partial_images.mkdir()
     frames = [_write_frame(options, scene, number, partial_images) for number in range(len(scene.images))]
-    report.bad_frames += _missing(scene.key, frames)
     if all("missing" in frame for frame in frames):
         shutil.rmtree(partial_images)
-        report.bad_scenes.append((chunk, f"scene {scene.key}: none of its {len(frames)} frames can be used"))
+        why = f"none of its {len(frames)} frames can be used; first: {frames[0]['reason']}"
+        report.bad_scenes.append((chunk, f"scene {scene.key}: {why}"))
         return
+    report.bad_frames += _missing(scene.key, frames)
     os.replace(partial_images, images)
     content = json.dumps({"scene_name": scene.key, "frames": frames}, indent=4)
     write_bytes(metadata, content.encode(), sync=True)

@@ -9,6 +9,7 @@ Public: SceneDataset, ViewSettings, open_scenes.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from .chunk_index import ChunkScenes
 from .scene import FrameError, ListedScenes, Scene, SceneError, Scenes
 from .transforms import decode_image, invert_pose, resize_and_crop
 from .view_sampler import view_sampler
+
+Resize = Callable[[np.ndarray, np.ndarray, int, int, bool], tuple[np.ndarray, np.ndarray]]
 
 DRAWS_PER_SCENE = 4
 """Choices of views that may meet a damaged frame before the scene is replaced."""
@@ -77,9 +80,9 @@ class SceneDataset:
     `replaced` list of "scene: reason", `enlarged` number of pictures smaller than the image size.
     """
 
-    def __init__(self, path: str, settings: ViewSettings) -> None:
-        """path: a `full_list.txt` or a folder of `.torch` chunks."""
-        self.path, self.settings = path, settings
+    def __init__(self, path: str, settings: ViewSettings, resize: Resize = resize_and_crop) -> None:
+        """path: a `full_list.txt` or a folder of `.torch` chunks. resize: with the arguments of `resize_and_crop`."""
+        self.path, self.settings, self.resize = path, settings, resize
         self.scenes = open_scenes(path)
         self.choose_views = view_sampler(settings.view_sampler)
 
@@ -187,7 +190,7 @@ class SceneDataset:
             raise FrameError(f"frame {frame}: {error}") from error
         s = self.settings
         small = min(image.shape[:2]) < s.image_size
-        image, fxfycxcy = resize_and_crop(image, fxfycxcy, s.image_size, s.patch_size, s.square_crop)
+        image, fxfycxcy = self.resize(image, fxfycxcy, s.image_size, s.patch_size, s.square_crop)
         return image, fxfycxcy, invert_pose(w2c), small
 
 

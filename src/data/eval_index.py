@@ -67,7 +67,7 @@ def read_index(path: str) -> EvaluationIndex:
     content = file.read_bytes()
     try:
         tree = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected scene -> {{context, target}}, found a {type(tree).__name__}.")

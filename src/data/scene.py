@@ -79,7 +79,9 @@ class JsonScene:
         self.path, self.name = path, name
         try:
             self.frames = json.loads(path.read_bytes())["frames"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise SceneError(f"{path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SceneError(f"{path} is not scene metadata ({type(error).__name__}: {error})") from error
         if not isinstance(self.frames, list) or not all(isinstance(entry, dict) for entry in self.frames):
             raise SceneError(f"{path} is not scene metadata: frames must be a list of objects")
@@ -111,23 +113,34 @@ class JsonScene:
 
     def _locate(self, image_path: str) -> Path:
         """Paths are relative to the metadata file; the published tool writes them relative to its working folder."""
-        path = self.path.parent / image_path  # an absolute image_path stays itself
-        return path if path.exists() else Path(image_path)
+        return _nearest_to(self.path.parent, image_path)
+
+
+def _nearest_to(folder: Path, path: str) -> Path:
+    """`path` relative to `folder` (or absolute); relative to the working folder if it only exists there."""
+    beside = folder / path
+    return Path(path) if not beside.exists() and Path(path).exists() else beside
 
 
 class ListedScenes:
     """The scenes of a `full_list.txt`: one metadata file per line. Implements `Scenes`."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ConfigError if the list is absent or empty."""
+        """Raises ConfigError if the list is absent, empty or something else."""
         if not path.is_file():
             raise ConfigError(
                 f"{path}: no such file. Make it with process_data.py, or name a folder of .torch chunks."
             )
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.suffix == ".torch":
+            raise ConfigError(f"{path} is one chunk: name its folder, {path.parent}.")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
         self.lines = sorted((line for line in lines if line), key=lambda line: line.rpartition("/")[2])
         if not self.lines:
             raise ConfigError(f"{path} lists no scenes.")
+        if other := next((line for line in self.lines if not line.endswith(".json")), ""):
+            raise ConfigError(
+                f"{path} is no full_list.txt: expected the path of a metadata .json in each line, found {other[:60]!r}."
+            )
         self.path = path
         self.names = [Path(line).name.removesuffix(".json") for line in self.lines]
         self.problems: list[tuple[str, str]] = []
@@ -137,6 +150,4 @@ class ListedScenes:
 
     def __getitem__(self, position: int) -> JsonScene:
         """Raises SceneError if the scene's metadata cannot be read."""
-        line = self.lines[position]
-        path = self.path.parent / line  # relative to the list, or absolute
-        return JsonScene(path if path.exists() else Path(line), self.names[position])
+        return JsonScene(_nearest_to(self.path.parent, self.lines[position]), self.names[position])

@@ -9,6 +9,7 @@ Public: decode_image, image_header, resize_and_crop, invert_pose.
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -16,8 +17,22 @@ from PIL import Image
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Decoders that are allowed to see data from a file; others of Pillow's start programs or are rarely tested."""
 
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError)
 """What Pillow raises on damaged pictures (a broken PNG is a SyntaxError)."""
+
+
+class _TooLarge(ValueError):
+    """A few bytes can claim a picture that fills the memory; no camera makes one of this size."""
+
+
+def _open(data: bytes) -> Image.Image:
+    """Pillow's picture, not decoded yet; what Pillow warns of as a decompression bomb is refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise _TooLarge(f"more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels") from error
 
 
 def image_header(data: bytes) -> tuple[int, int, str]:
@@ -27,11 +42,12 @@ def image_header(data: bytes) -> tuple[int, int, str]:
         ValueError: it is no picture of a known format.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            kind = (
-                "JPEG" if image.format == "MPO" else str(image.format)
-            )  # MPO: a JPEG with a second one behind
+        with _open(data) as image:
+            # MPO: a JPEG with a second one behind
+            kind = "JPEG" if image.format == "MPO" else str(image.format)
             return image.width, image.height, kind
+    except _TooLarge:
+        raise
     except _BROKEN as error:
         raise ValueError("not a JPEG, PNG or WebP picture") from error
 
@@ -46,7 +62,7 @@ def decode_image(data: bytes) -> np.ndarray:
         ValueError: damaged, cut short, or of a pixel type without 8 bits.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _open(data) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"pixels of type {image.mode}, not 8 bits")
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -62,18 +78,30 @@ def _over_white(rgba: np.ndarray) -> np.ndarray:
     return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def resized_size(height: int, width: int, image_size: int, patch_size: int) -> tuple[int, int]:
+def resized_size(
+    height: int, width: int, image_size: int, patch_size: int, by_height: bool = False
+) -> tuple[int, int]:
     """Height and width after resizing: the shorter side becomes `image_size`, the longer a multiple of the patch.
 
     Published for landscape pictures: `int(image_size / h * w)`, then Python's rounding, half to even.
+
+    Args:
+        by_height: `image_size` is the height of portrait pictures too, as published; square crops of them are then
+            smaller than those of landscape pictures.
     """
-    short, long = min(height, width), max(height, width)
+    landscape = width >= height or by_height
+    short, long = (height, width) if landscape else (width, height)
     other = max(1, round(int(image_size / short * long) / patch_size)) * patch_size
-    return (image_size, other) if width >= height else (other, image_size)
+    return (image_size, other) if landscape else (other, image_size)
 
 
 def resize_and_crop(
-    image: np.ndarray, fxfycxcy: np.ndarray, image_size: int, patch_size: int, square_crop: bool
+    image: np.ndarray,
+    fxfycxcy: np.ndarray,
+    image_size: int,
+    patch_size: int,
+    square_crop: bool,
+    by_height: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resize to `image_size` along the shorter side, then crop the centre square if asked; intrinsics follow.
 
@@ -82,6 +110,7 @@ def resize_and_crop(
         fxfycxcy: pixels of `image`. [4]
         image_size: shorter side of the result, pixels; a multiple of `patch_size`.
         square_crop: cut the longer side to the shorter, offsets rounded down.
+        by_height: as in `resized_size`.
 
     Returns:
         image: uint8 [h', w', 3]
@@ -91,7 +120,7 @@ def resize_and_crop(
     if image_size % patch_size:
         raise ValueError(f"image_size {image_size} must be a multiple of patch_size {patch_size}.")
     height, width = image.shape[:2]
-    new_height, new_width = resized_size(height, width, image_size, patch_size)
+    new_height, new_width = resized_size(height, width, image_size, patch_size, by_height)
     resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.LANCZOS)
     ratios = np.array([new_width / width, new_height / height] * 2, dtype=np.float64)
     fxfycxcy = np.asarray(fxfycxcy, dtype=np.float64) * ratios

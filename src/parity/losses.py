@@ -48,12 +48,12 @@ def perceptual(golden: Golden) -> dict:
 
 
 def _network(golden: Golden) -> PerceptualLoss:
-    config = golden.config
-    channels = config["vgg_channels"] if "vgg_channels" in config else narrowed(config["vgg_channel_divisor"])
     if golden.state_dict:
-        return perceptual_network(golden.state_dict, channels, str(golden.path))
+        return perceptual_network(golden.state_dict, str(golden.path))
     if "weight_formula" not in golden.inputs:
         raise ValueError(f"{golden.path}: neither weights nor a formula for them.")
+    config = golden.config
+    channels = config["vgg_channels"] if "vgg_channels" in config else narrowed(config["vgg_channel_divisor"])
     network = PerceptualLoss(channels)
     state = {}
     for name, weight in network.state_dict().items():
@@ -77,21 +77,26 @@ def _formula_bias(like: Tensor, index: int) -> Tensor:
     return (0.05 * torch.cos(1.3 * o + index)).float()
 
 
-def perceptual_network(state: dict[str, Tensor], channels: list, source: str) -> PerceptualLoss:
-    """The perceptual loss with weights of a golden file; layers of VGG19 that have no tap are left out.
+def perceptual_network(state: dict[str, Tensor], source: str) -> PerceptualLoss:
+    """The perceptual loss with weights of a golden file, of any widths; layers that have no tap are left out.
 
     Args:
         state: names that end in `features.<i>.weight` or `.bias`.
-        channels: widths of the convolutions, 'M' for a pool.
     """
-    network = PerceptualLoss(channels)
-    used = {}
+    layers: dict[int, dict[str, Tensor]] = {}
     for name, tensor in state.items():
-        match = re.search(r"(?:^|\.)(features\.(\d+)\..*)$", name)
+        match = re.search(r"(?:^|\.)features\.(\d+)\.(weight|bias)$", name)
         if match is None:
             raise ValueError(f"{source}: {name} is no weight of a VGG19.")
-        if int(match[2]) < len(network.features):
-            used[match[1]] = tensor
+        layers.setdefault(int(match[1]), {})[match[2]] = tensor
+    widths = (len(next(iter(layer.values()))) for _, layer in sorted(layers.items()))
+    network = PerceptualLoss([c if c == "M" else next(widths, 1) for c in VGG19_CHANNELS])
+    used = {
+        f"features.{index}.{kind}": tensor
+        for index, layer in layers.items()
+        if index < len(network.features)
+        for kind, tensor in layer.items()
+    }
     load_into(network, used, source)
     return network
 

@@ -75,7 +75,12 @@ def trajectory(golden: Golden) -> dict:
     cameras = Cameras(golden.inputs["c2w"], golden.inputs["fxfycxcy"], 1, 1)  # a path does not ask for pixels
     outputs = {}
     for name, path in golden.inputs["paths"].items():
-        found = interpolate(cameras, path["frames_per_transition"], loop=path["loop"], order=path["order"])
+        found = interpolate(
+            cameras,
+            path["frames_per_transition"],
+            loop=path.get("loop", False),
+            order=path.get("order", False),
+        )
         outputs[name] = {"c2w_3x4": found.c2w[:, :, :3], "fxfycxcy": found.fxfycxcy}
     return outputs
 
@@ -102,13 +107,13 @@ def _modules(network: ViewSynthesizer) -> dict[str, nn.Module]:
 
 
 def _loss(golden: Golden, training: dict) -> ImageLoss:
-    state, channels = golden.extra.get("perceptual_state_dict"), golden.extra.get("perceptual_vgg_channels")
-    return image_loss(training, perceptual_network(state, channels, str(golden.path)) if state else None)
+    state = golden.extra.get("perceptual_state_dict")
+    return image_loss(training, perceptual_network(state, str(golden.path)) if state else None)
 
 
 def _training(run: dict) -> Training:
     """The settings of our training section that a golden run gives in its own layout."""
-    optimizer, schedule = run["optimizer"], run["schedule"]
+    optimizer, schedule, training = run["optimizer"], run["schedule"], run["model"]["training"]
     return Training(
         lr=optimizer["lr"],
         beta1=optimizer["betas"][0],
@@ -117,7 +122,7 @@ def _training(run: dict) -> Training:
         scheduler_type=schedule["kind"],
         warmup=schedule["warmup"],
         train_steps=schedule["total"],
-        grad_accum_steps=run.get("grad_accum_steps", 1),
+        grad_accum_steps=run.get("grad_accum_steps", training.get("grad_accum_steps", 1)),
         grad_clip_norm=run["grad_clip_norm"],
         allowed_gradnorm_factor=run["allowed_gradnorm_factor"],
     )

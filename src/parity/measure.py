@@ -144,7 +144,7 @@ def follow_path(model: ViewSynthesizer, input: Views, target: Views, video: dict
     """Frames along the path that a golden file's `inputs.video` asks for. [b, frames, 3, h, w]"""
     model.eval()
     scene = model.encode(input)
-    path = TRAJECTORIES[video["traj_type"]](
+    path = TRAJECTORIES[video.get("traj_type", "interpolate")](
         model.key_cameras(scene, input, target),
         video["num_frames"],
         loop=video.get("loop_video", False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from ..geometry.camera import Cameras, normalize_cameras, pixel_rays
 from ..settings import Training, ViewSelector
 from .report import Golden
 
+published_resize = partial(resize_and_crop, by_height=True)
+"""Differs from what our data set does with portrait pictures only, which the originals crop to less than image_size."""
+
 # ----------------------------------------------------------------------------------------------- lvsm
 
 
@@ -25,7 +29,7 @@ def from_pictures(golden: Golden) -> dict:
     """Raw pictures and cameras: resized pictures, intrinsics, normalised poses, rays, and draws of views."""
     config, inputs = golden.config, golden.inputs
     resized = [
-        resize_and_crop(
+        published_resize(
             image.numpy(), fxfycxcy.numpy(), config["image_size"], config["patch_size"], config["square_crop"]
         )
         for image, fxfycxcy in zip(inputs["raw_images_uint8"], inputs["fxfycxcy"])
@@ -43,7 +47,7 @@ def from_pictures(golden: Golden) -> dict:
         "c2w": normalised,
         "ray_o": ray_o[0],
         "ray_d": ray_d[0],
-        "view_selector": [{"result": _draws(**arguments)} for arguments in inputs["view_selector"]],
+        "view_selector": [{"result": _draws(**arguments)} for arguments in inputs.get("view_selector", ())],
     }
 
 
@@ -67,32 +71,41 @@ def from_chunk(golden: Golden) -> dict:
         raw, out = Path(folder, "raw"), Path(folder, "out")
         raw.mkdir()
         (raw / "000000.torch").write_bytes(golden.inputs["chunk_bytes"].numpy().tobytes())
-        report = convert(Options(raw, out), num_processes=1, chunk_size=1)
-        if report.failed:
-            raise ValueError(f"{golden.path}: its chunk cannot be converted whole: {report}")
+        convert(Options(raw, out), num_processes=1, chunk_size=1)
         return _converted(golden, out)
 
 
 def _converted(golden: Golden, folder: Path) -> dict:
-    scenes = SceneDataset(str(folder / "full_list.txt"), _view_settings(golden.config))
+    """The originals leave damaged frames out and number the others anew; ours keep their numbers and are marked."""
+    scenes = SceneDataset(
+        str(folder / "full_list.txt"), _view_settings(golden.config), resize=published_resize
+    )
     names = list(scenes.scenes.names)
-    metadata = {name: json.loads((folder / "metadata" / f"{name}.json").read_text()) for name in names}
+    metadata, numbers = {}, {}
+    for name in names:
+        metadata[name] = json.loads((folder / "metadata" / f"{name}.json").read_text())
+        frames = metadata[name]["frames"]
+        numbers[name] = [i for i, frame in enumerate(frames) if not frame.get("missing")]
+        metadata[name]["frames"] = [frames[i] for i in numbers[name]]
     items = {}
     for name, views in golden.inputs["view_indices"].items():
+        views = [numbers[name][view] for view in views]
         sample = scenes.evaluation_sample(names.index(name), tuple(views[:2]), tuple(views[2:]))
         items[name] = {**sample, "image": sample["image"] / 255}
     return {
         "metadata": metadata,
         "items": items,
         "train_view_selector": _training_draws(golden.config, metadata),
-        "first_frame_rgb": torch.from_numpy(decode_image(scenes.scenes[0].encoded(0)).copy()),
+        "first_frame_rgb": torch.from_numpy(
+            decode_image(scenes.scenes[0].encoded(numbers[names[0]][0])).copy()
+        ),
         "num_scenes": len(scenes),
     }
 
 
 def _view_settings(config: dict) -> ViewSettings:
     """The data set's settings: those that the file gives, and the defaults of a run for the others."""
-    given = {name: value for name, value in config.items() if name in Training.__dataclass_fields__}
+    given = {name: config[name] for name in ("square_crop", "scene_scale_factor") if name in config}
     training = Training(**given)
     names = [name for name in ViewSettings.__dataclass_fields__ if name not in ("image_size", "patch_size")]
     return ViewSettings(
@@ -103,7 +116,9 @@ def _view_settings(config: dict) -> ViewSettings:
 
 
 def _training_draws(config: dict, metadata: dict) -> dict[str, list]:
-    """Six draws for each scene in turn, all from one generator."""
+    """Six draws for each scene in turn, all from one generator; nothing if the file asks for none."""
+    if "train_view_selector" not in config:
+        return {}
     selector, rng = ViewSelector(**config["train_view_selector"]), random.Random(config["python_random_seed"])
     return {
         name: [

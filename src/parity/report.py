@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +61,7 @@ def load_golden(path: str | Path) -> Golden:
     except Exception as error:  # torch.load raises whatever its unpickler met; all of it means one thing
         raise ConfigError(f"{path}: not readable as a golden file: {_one_line(error)}") from error
     shared = [f.name for f in fields(Golden) if f.name not in ("path", "extra")]
+    raw = {"state_dict": {}, "optional": [], "stage": []} | raw  # nothing of the kind
     missing = [name for name in shared if name not in raw]
     if missing:
         raise ConfigError(f"{path}: not a golden file: it has no {missing[0]}.")
@@ -88,7 +90,7 @@ def entries(stored: Any, ours: Any, name: str = "") -> Iterator[tuple[str, Any, 
     """
     if isinstance(stored, dict) and stored:
         children = stored.items()
-    elif isinstance(stored, list) and _has_children(stored):
+    elif isinstance(stored, list | tuple) and _has_children(stored):
         children = enumerate(stored)
     else:
         yield name, stored, ours
@@ -97,8 +99,10 @@ def entries(stored: Any, ours: Any, name: str = "") -> Iterator[tuple[str, Any, 
         yield from entries(value, _child(ours, key), f"{name}.{key}" if name else str(key))
 
 
-def _has_children(values: list) -> bool:
-    return any(isinstance(v, Tensor | dict) or (isinstance(v, list) and _has_children(v)) for v in values)
+def _has_children(values: list | tuple) -> bool:
+    return any(
+        isinstance(v, Tensor | dict) or (isinstance(v, list | tuple) and _has_children(v)) for v in values
+    )
 
 
 def _child(ours: Any, key: str | int) -> Any:
@@ -144,7 +148,7 @@ def compare(golden: Golden, computed: dict, no_such_stage: dict[str, str]) -> li
         if stored is None:
             lines.append(Line(name, OPTIONAL, remark="not recorded"))
         elif ours is not _MISSING:
-            line = _measure(name, stored, ours, _tolerance(golden.tolerances, name), stage)
+            line = _measured(name, stored, ours, _tolerance(golden.tolerances, name), stage)
             lines.append(replace(line, verdict=OPTIONAL) if optional else line)
         elif optional:
             lines.append(Line(name, OPTIONAL))
@@ -161,7 +165,15 @@ def _reason(table: dict[str, str], name: str) -> str:
 
 def _tolerance(tolerances: list[dict], name: str) -> dict:
     """The first that matches; without one, exact."""
-    return next((t for t in tolerances if fnmatchcase(name, t["match"])), {"abs": 0.0, "rel": 0.0})
+    return next((t for t in tolerances if fnmatchcase(name, t["match"])), {})
+
+
+def _measured(name: str, stored: Any, ours: Any, tolerance: dict, stage: bool) -> Line:
+    """As `_measure`; two values that cannot even be compared disagree."""
+    try:
+        return _measure(name, stored, ours, tolerance, stage)
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        return Line(name, FAIL, remark=f"cannot be compared: {_one_line(error)}")
 
 
 def _measure(name: str, stored: Any, ours: Any, tolerance: dict, stage: bool) -> Line:
@@ -171,7 +183,7 @@ def _measure(name: str, stored: Any, ours: Any, tolerance: dict, stage: bool) ->
     if isinstance(ours, Rows):
         stored, ours = ours.select(stored), ours.value
     if isinstance(stored, Tensor):
-        ours = ours.detach().cpu() if isinstance(ours, Tensor) else torch.as_tensor(ours)
+        ours = ours.detach().cpu() if isinstance(ours, Tensor) else torch.tensor(np.asarray(ours))
         if stage and ours.shape != stored.shape and _reshapes(ours.shape, stored.shape):
             ours = ours.reshape(stored.shape)
         if ours.shape != stored.shape:
@@ -181,6 +193,8 @@ def _measure(name: str, stored: Any, ours: Any, tolerance: dict, stage: bool) ->
             return _judge(name, stored.double().flatten(), ours.double().flatten(), tolerance)
         same = torch.equal(stored, ours.to(stored.dtype)) and not ours.dtype.is_floating_point
         return Line(name, OK if same else FAIL, "exact")
+    if stored == {} and isinstance(ours, dict):
+        return Line(name, OK, "exact")  # what we have in addition does not matter
     if isinstance(ours, Tensor):
         ours = ours.detach().tolist()
     numbers: list[tuple[float, float]] = []
@@ -200,7 +214,7 @@ def _reshapes(ours: tuple, stored: tuple) -> bool:
 
 def _differs(stored: Any, ours: Any, numbers: list[tuple[float, float]]) -> str:
     """What is unlike in two plain values, or ""; pairs of floats are appended to `numbers` instead."""
-    if isinstance(stored, list):
+    if isinstance(stored, list | tuple):
         if not isinstance(ours, list | tuple) or len(ours) != len(stored):
             return f"{_short(ours)} instead of {_short(stored)}"
         return next(filter(None, (_differs(a, b, numbers) for a, b in zip(stored, ours))), "")
@@ -218,15 +232,16 @@ def _judge(name: str, stored: Tensor, ours: Tensor, tolerance: dict) -> Line:
     """Apply the rule of a tolerance to two float64 vectors. Equal infinities agree; NaN agrees with NaN only."""
     same = (stored == ours) | (stored.isnan() & ours.isnan())
     error = torch.where(same, 0.0, (ours - stored).abs())
-    allowance, text = tolerance["abs"], f"{tolerance['abs']:g}"
+    allowance, slope = tolerance.get("abs", 0.0), tolerance.get("rel", 0.0)
+    text = f"{allowance:g}"
     if "fro" in tolerance:
         norm = stored.norm()
         within = bool(error.norm() <= allowance + tolerance["fro"] * norm)
         text += f" + {tolerance['fro']:g} fro"
     else:
-        limit = allowance + tolerance["rel"] * stored.abs()
+        limit = allowance + slope * stored.abs()
         within = bool((((error <= limit) & stored.isfinite()) | same).all())
-        text += f" + {tolerance['rel']:g} rel" if tolerance["rel"] else ""
+        text += f" + {slope:g} rel" if slope else ""
     if "mean" in tolerance and len(error):
         within &= bool(error.mean() <= tolerance["mean"])
         text += f", mean {tolerance['mean']:g}"

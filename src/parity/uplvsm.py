@@ -6,7 +6,7 @@ import math
 import re
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint import load_into
 from ..geometry.camera import Cameras, Views, normalize_cameras, pixel_rays, plucker, rebase
@@ -18,7 +18,7 @@ from ..model.dinov2 import Backbone, DinoV2
 from ..model.ptlvsm import NORM_FLOOR
 from ..optim import build_optimizer, clip_or_skip, learning_rate
 from ..settings import Training
-from .losses import narrowed, perceptual_network
+from .losses import perceptual_network
 from .measure import (
     CPU,
     Pass,
@@ -89,8 +89,7 @@ def _backbone_sizes(dino: dict) -> dict:
 
 def _loss(golden: Golden) -> ImageLoss:
     state = {name: value for name, value in golden.state_dict.items() if name.startswith(VGG)}
-    channels = narrowed(golden.config["vgg_channel_divisor"]) if state else []
-    network = perceptual_network(state, channels, str(golden.path)) if state else None
+    network = perceptual_network(state, str(golden.path)) if state else None
     return image_loss(golden.config["peer_config"]["training"], network)
 
 
@@ -107,13 +106,12 @@ def _stages(done: Pass, input: Views) -> dict:
         {name: [call[i] for call in calls] for name, calls in done.calls.items()} for i in (0, 1)
     )
     b, v = input.image.shape[:2]
+    marker = results["canonical_pose_tokenizer"][0]  # [b, n, d]
     stages = {
         "image_tokens": results["image_tokenizer"][0],
         # Only the first view's are ever used, so only those are computed; stored are those of all context views.
         "canonical_plucker": Rows(arguments["canonical_pose_tokenizer"][0][:1], lambda x: x[:, :1]),
-        "canonical_pose_tokens": Rows(
-            results["canonical_pose_tokenizer"][0], lambda x: x.unflatten(0, (b, v))[:, 0]
-        ),
+        "canonical_pose_tokens": Rows(marker, lambda x: x.reshape(b, v, *marker.shape[1:])[:, 0]),
         "target_plucker": arguments["target_pose_tokenizer"][-1][:1],  # stored for the first sample
         "target_pose_tokens": results["target_pose_tokenizer"][-1],
     }
@@ -196,24 +194,24 @@ def _training(given: dict) -> Training:
 def optimizer(golden: Golden) -> dict:
     """AdamW with given gradients: learning rates, and the parameters after the last step."""
     config, inputs = golden.config, golden.inputs
-    names = [name for name in inputs if f"grad_{name}" in inputs]
-    module = nn.ParameterDict({name: inputs[name].clone() for name in names})
+    parameters = {name: nn.Parameter(inputs[name].clone()) for name in inputs if f"grad_{name}" in inputs}
+    module = nn.ParameterList(parameters.values())
     beta1, beta2 = config["betas"]
     # Without a factor in the file no step is skipped.
     training = _training({"allowed_gradnorm_factor": math.inf, **config, "beta1": beta1, "beta2": beta2})
     adamw = build_optimizer(module, training, CPU)
     norm = 0.0
     for step in range(config["steps"]):
-        for name in names:
-            module[name].grad = inputs[f"grad_{name}"][step].clone()
+        for name, parameter in parameters.items():
+            parameter.grad = inputs[f"grad_{name}"][step].clone()
         for group in adamw.param_groups:
             group["lr"] = learning_rate(step, training)
         norm = clip_or_skip(module.parameters(), adamw, torch.tensor(True), training).grad_norm
-    num_rates = len(golden.outputs["lr_at_step"])
+    num_rates = len(golden.outputs.get("lr_at_step", ()))
     return {
         "lr_used_at_step": [learning_rate(step, training) for step in range(config["steps"])],
         "lr_at_step": [learning_rate(step, training) for step in range(num_rates)],
-        **{name: module[name].detach() for name in names},
+        **{name: parameter.detach() for name, parameter in parameters.items()},
         "param_groups": [
             {"n": len(group["params"]), "weight_decay": group["weight_decay"]} for group in adamw.param_groups
         ],
@@ -234,6 +232,8 @@ def backbone(golden: Golden) -> dict:
     load_into(network, golden.state_dict, str(golden.path))
     outputs = {}
     for name, image in golden.inputs.items():
+        if not isinstance(image, Tensor):
+            continue
         with recording({"blocks": network.blocks, "norm": network.norm}) as calls:
             patches = network(image)
         rows, columns = (side // config["patch_size"] for side in image.shape[-2:])

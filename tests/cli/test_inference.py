@@ -221,6 +221,9 @@ def test_scenes_that_cannot_be_scored_are_counted_and_listed(
         ),
         (["inference.view_idx_file_path=nowhere.json"], "nowhere.json"),
         (["inference.metrics=[psnr,vmaf]"], "vmaf is not a metric"),
+        (["inference.inference_out_dir="], "inference.inference_out_dir is empty"),
+        ([f"inference.inference_out_dir={__file__}"], "test_inference.py is a file: name a folder"),
+        ([f"inference.median_depth_path={__file__}"], "is not JSON of scene -> number"),
         (["inference.metrix=[psnr]"], "Did you mean inference.metrics?"),
     ],
 )
@@ -230,7 +233,7 @@ def test_mistakes_end_with_status_2_and_say_what_to_do(
     assert inference_fast.main(["-c", str(write_config(tmp_path, data)), *overrides]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_an_untrained_model_must_be_asked_for(

@@ -89,6 +89,17 @@ def test_read_only_folder_is_indexed_in_the_cache(raw, tmp_path, monkeypatch):
         raw.chmod(0o755)
 
 
+def test_no_place_for_the_index_is_told_with_a_remedy(raw, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PARALLAX_CACHE", str(tmp_path / "file"))
+    raw.chmod(0o555)
+    try:
+        with pytest.raises(ConfigError, match="set PARALLAX_CACHE"):
+            ChunkScenes(raw)
+    finally:
+        raw.chmod(0o755)
+
+
 def test_damaged_chunks_are_listed_and_the_others_used(raw):
     whole = (raw / "000000.torch").read_bytes()
     (raw / "000002.torch").write_bytes(whole[: len(whole) // 2])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import zlib
 
 import cv2
 import numpy as np
@@ -192,3 +194,34 @@ def test_published_form_reads_alike(raw, tmp_path, monkeypatch, relative):
         lines.append(str(path))
     (tmp_path / "out/full_list.txt").write_text("\n".join(lines))
     assert_same(dataset(tmp_path / "out/full_list.txt").evaluation_sample(1, (0, 5), (2,)), ours)
+
+
+class Hostile:
+    """Opened with the plain unpickler, it would make a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_odd_tensors_hostile_pickles_and_bombs_cost_no_more_than_themselves(tmp_path):
+    sparse, gradient, complex_ = (scene(name, frames=6) for name in ("sparse", "gradient", "complex"))
+    sparse["cameras"] = sparse["cameras"].to_sparse()
+    gradient["cameras"].requires_grad_()
+    complex_["cameras"] = complex_["cameras"].to(torch.complex64)
+    bomb = scene("bomb", frames=6)
+    header = b"IHDR" + (60000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    png = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+    bomb["images"][2] = encoded(png + b"\0\0\0\0IEND\xaeB`\x82")
+    hostile = {**scene("hostile"), "more": Hostile(tmp_path / "ran")}
+    raw = write_chunks(tmp_path / "raw", [gradient, complex_], [hostile], [], [bomb], [sparse])
+    report = run(raw, tmp_path / "out")
+    assert (tmp_path / "out/full_list.txt").read_text() == "metadata/bomb.json\nmetadata/gradient.json\n"
+    assert [why.partition(":")[0] for _, why in report.bad_scenes] == ["scene complex", "scene sparse"]
+    assert [why for _, why in report.bad_frames] == ["more than 89 million pixels"]
+    ((where, why),) = report.bad_chunks
+    assert where == "000001.torch" and "mkdir" in why and "can run code" in why
+    assert not (tmp_path / "ran").exists()
+    assert sorted(dataset(raw).scenes.names) == ["bomb", "gradient"]  # indexed directly, empty chunk included

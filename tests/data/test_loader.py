@@ -180,6 +180,15 @@ def test_wrong_mixtures_are_refused(entry):
         open_loader([entry])
 
 
+@pytest.mark.parametrize(
+    "name, why", [("000000.torch", "name its folder"), ("a.json", "is no full_list.txt")]
+)
+def test_a_file_that_is_no_list_is_refused(raw, name, why):
+    (raw / "a.json").write_text('{"scene_name": "a", "frames": []}')
+    with pytest.raises(ConfigError, match=why):
+        open_loader(raw / name)
+
+
 @pytest.mark.parametrize("path", ["", "nowhere/full_list.txt", "nowhere"])
 def test_missing_data_is_refused(path):
     with pytest.raises(ConfigError, match=r"full_list\.txt|no such file"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cli_env: dict[str, str]) ->
     write_config(folder / "train.yaml", data, folder / "train", **common, eval_every=2, vis_every=2)
     write_config(folder / "accumulated.yaml", data, folder / "accumulated", **common, grad_accum_steps=3)
     write_config(folder / "nan.yaml", data, folder / "nan", **common)
+    write_config(folder / "stopped.yaml", data, folder / "stopped", **common, checkpoint_every=100)
     write_config(
         folder / "diverged.yaml", data, folder / "diverged", **common, max_bad_steps=2, checkpoint_every=1
     )
@@ -155,6 +157,13 @@ def test_too_many_bad_steps_stop_all_ranks_with_status_3_and_keep_the_last_check
     newest = find_checkpoints(folder / "diverged")[-1]
     assert read_manifest(newest)["step"] == 2
     assert all(torch.isfinite(weight).all() for weight in seen(folder, "diverged")[0]["last"])
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step_after_a_checkpoint(folder: Path) -> None:
+    for rank in seen(folder, "stopped"):
+        assert rank["status"] == 128 + signal.SIGTERM
+        assert len(rank["steps"]) == 2
+    assert read_manifest(find_checkpoints(folder / "stopped")[-1])["step"] == 2
 
 
 def test_a_run_goes_on_with_another_number_of_processes(

@@ -6,6 +6,7 @@ python worker.py RANK FOLDER PORT [PORT ...]      (one port per scenario, the sa
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,10 @@ from src.train import main
 NAN_STEPS = {"nan": {2}, "diverged": {2, 3, 4}}
 """Scenario -> calls of the loss (from 1) that give NaN on rank 1 alone."""
 
-SCENARIOS = ("train", "accumulated", "nan", "diverged", "resumed")
+STOP_STEPS = {"stopped": 2}
+"""Scenario -> call of the loss (from 1) in which rank 1 alone gets SIGTERM."""
+
+SCENARIOS = ("train", "accumulated", "nan", "diverged", "stopped", "resumed")
 
 
 class CountingDDP(DistributedDataParallel):
@@ -45,8 +49,10 @@ class CountingDDP(DistributedDataParallel):
         return work.get_future().then(lambda future: future.value()[0])
 
 
-def spoiled_loss(calls: set[int]) -> Callable[..., Callable[[Tensor, Tensor], dict[str, Tensor]]]:
-    """`build_image_loss` whose loss is NaN in the given calls."""
+def spoiled_loss(
+    calls: set[int], stop_call: int
+) -> Callable[..., Callable[[Tensor, Tensor], dict[str, Tensor]]]:
+    """`build_image_loss` whose loss is NaN in `calls`, and which sends SIGTERM to its own process in `stop_call`."""
 
     def build(*arguments: Any) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
         inner, count = build_image_loss(*arguments), 0
@@ -55,6 +61,8 @@ def spoiled_loss(calls: set[int]) -> Callable[..., Callable[[Tensor, Tensor], di
             nonlocal count
             count += 1
             terms = inner(pred, target)
+            if count == stop_call:
+                os.kill(os.getpid(), signal.SIGTERM)
             if count in calls:
                 terms["loss"] = terms["loss"] * float("nan")
             return terms
@@ -84,8 +92,8 @@ def run_scenario(name: str, rank: int, folder: Path) -> dict[str, Any]:
     src.run.DistributedDataParallel = RememberingDDP
     src.train.DistributedDataParallel = RememberingDDP
     src.train.clip_or_skip = recording
-    calls = NAN_STEPS.get(name, set()) if rank == 1 else set()
-    src.run.build_image_loss = spoiled_loss(calls)
+    calls, stop_call = (NAN_STEPS.get(name, set()), STOP_STEPS.get(name, 0)) if rank == 1 else (set(), 0)
+    src.run.build_image_loss = spoiled_loss(calls, stop_call)
     CountingDDP.reductions = 0
     status = main(["--config", str(folder / f"{name}.yaml")])
     last = [p.detach().clone() for p in models[0].parameters()]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from waits import Waits
 
 from src.geometry.camera import Views
 from src.geometry.rotation import decode_pose
@@ -178,6 +179,37 @@ def test_autocast_gives_float32_images_near_those_of_float32(family, make_model,
             result = model(input, target)
     assert result.render.dtype == result.cameras.c2w.dtype == torch.float32
     torch.testing.assert_close(result.render, expected.render, atol=0.1, rtol=0)
+
+
+@every_family
+def test_under_autocast_attention_gets_what_its_fast_kernels_take(
+    family, make_model, make_views, monkeypatch
+):
+    """Queries, keys and values of the same half type, channels adjacent in memory."""
+    seen = []
+
+    def attention(q, k, v):
+        seen.append(({x.dtype for x in (q, k, v)}, {x.stride(-1) for x in (q, k, v)}))
+        return inner(q, k, v)
+
+    inner = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    model = make_model(family)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(make_views(1), make_views(1))
+    assert len(seen) >= 3
+    assert all(entry == ({torch.bfloat16}, {1}) for entry in seen)
+
+
+@every_family
+def test_neither_pass_makes_the_host_wait_for_the_device(family, make_model, make_views):
+    unposed = {"canonical_camera": True, "noise_scale": 0.01} if family == PT else {}
+    model = make_model(family, **({"unposed": unposed} if unposed else {})).train()
+    model.set_checkpointing(1)
+    input, target = make_views(2), make_views(2)
+    with Waits() as waits:
+        model(input, target).render.square().mean().backward()
+    assert waits.found == []
 
 
 @every_family

@@ -48,11 +48,12 @@ def test_entries_are_the_leaves_of_the_outputs() -> None:
         "nested": [[1, [2, 3]], "word"],
         "tensors": [torch.zeros(1), torch.ones(1)],
         "nothing": {},
+        "pair": (torch.zeros(1), {"a": 1.0}),
     }
     names = [line.name for line in compare(golden(outputs), outputs, {})]
     assert names == [
         *("steps.0.loss", "steps.0.seen", "steps.1.loss", "steps.1.seen", "norms.block.0.weight"),
-        *("nested", "tensors.0", "tensors.1", "nothing"),
+        *("nested", "tensors.0", "tensors.1", "nothing", "pair.0", "pair.1.a"),
     ]
 
 
@@ -157,10 +158,29 @@ def test_infinity_agrees_with_itself_only() -> None:
         (torch.tensor([True]), torch.tensor([False]), "FAIL"),
         (1.0, None, "FAIL"),
         (1.0, torch.tensor(1.0), "ok"),
+        ((3, "a"), [3, "a"], "ok"),
+        ({}, {"more": 1.0}, "ok"),
+        ({}, [], "FAIL"),
+        (torch.zeros(2), None, "FAIL"),
+        (torch.zeros(2), "zero", "FAIL"),
+        (torch.zeros(2), [[0.0], [0.0, 0.0]], "FAIL"),
     ],
 )
 def test_words_booleans_and_integers_must_be_equal(stored: Any, ours: Any, expected: str) -> None:
     assert verdict(stored, ours, abs=9.0) == expected
+
+
+def test_plain_numbers_of_ours_are_compared_in_float64() -> None:
+    rates = [1e-4 / 3, 1e-4 / 7]
+    assert verdict(torch.tensor(rates, dtype=torch.float64), rates, rel=1e-12) == "ok"
+
+
+def test_a_rule_that_gives_no_number_allows_no_error() -> None:
+    only = {"tolerances": [{"match": "x", "rel": 0.1}]}
+    (line,) = compare(golden({"x": 1.0}, **only), {"x": 1.05}, {})
+    assert (line.verdict, line.tolerance) == ("ok", "0 + 0.1 rel")
+    (line,) = compare(golden({"y": 1.0}, **only), {"y": 1.05}, {})  # no rule matches
+    assert (line.verdict, line.tolerance) == ("FAIL", "0")
 
 
 def test_levels_of_pictures_have_a_tolerance() -> None:
@@ -265,6 +285,11 @@ def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"damaged\.pt: not readable"):
         load_golden(path)
+
+
+@pytest.mark.parametrize("drop", ["optional", "stage", "state_dict"])
+def test_lists_without_entries_may_be_left_out(drop: str, tmp_path: Path) -> None:
+    assert main([write(tmp_path, drop=drop)]) == 0
 
 
 def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
