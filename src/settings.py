@@ -347,9 +347,16 @@ def _plain(value: Any) -> Any:
     return {f.name: _plain(getattr(value, f.name)) for f in kept}
 
 
+PLACES = ("training.checkpoint_dir", "inference.inference_out_dir", "inference.checkpoint")
+"""Where a run's own files lie: no part of what it does."""
+
+
 def config_digest(config: RunConfig) -> str:
-    """First 16 hex digits of the sha256 of the resolved config: two runs with one digest had the same settings."""
-    return hashlib.sha256(json.dumps(to_plain(config), sort_keys=True).encode()).hexdigest()[:16]
+    """First 16 hex digits of the sha256 of the resolved config, `PLACES` left out: equal settings, equal digests."""
+    tree = to_plain(config)
+    for dotted in PLACES:
+        pop_path(tree, dotted)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def describe(config: RunConfig) -> str:

@@ -242,6 +242,7 @@ def test_a_saved_config_reads_back_the_same(load) -> None:
     assert again == config
     assert config_digest(again) == config_digest(config)
     assert config_digest(load(BASE, "training.lr=1")) != config_digest(load(BASE))
+    assert config_digest(load(BASE, "inference.inference_out_dir=elsewhere")) == config_digest(load(BASE))
 
 
 def test_building_a_config_leaves_its_tree_alone() -> None:
