@@ -2,7 +2,7 @@
 
     python -m scripts.compare_families --cpu_seconds 120 --seeds 1 "config/a.yaml" "config/a.yaml training.lr=1e-3" ...
 
-Each contender is one word: a config file and the settings that replace its own. Its number of steps follows from a few
+Each contender is one word: a config file and the settings that replace its own, quoted as in a shell. Its number of steps follows from a few
 timed ones, so that the learning rate's schedule ends when the time does. One process; the table also goes to --output.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import statistics
 import sys
 import tempfile
@@ -60,7 +61,7 @@ def _seeds(arguments: argparse.Namespace) -> range:
 
 def contend(contender: str, seed: int, cpu_seconds: float, runtime: Runtime) -> dict:
     """Train and score one contender; steps, seconds a step, and the means over test scenes."""
-    file, *overrides = contender.split()
+    file, *overrides = shlex.split(contender)
     settings = [f"training.seed={seed}", "training.checkpoint_every=1000000", "training.eval_every=0"]
     config = load_config(file, [*overrides, *settings, "training.vis_every=0"], family_config)
     seconds = [_train(config, steps, runtime)[0] for steps in (1, 1 + TIMED_STEPS)]
