@@ -60,6 +60,17 @@ class Training:
     view_selector: ViewSelector = key("which frames make a sample", ViewSelector)
     view_sampler: str = key("entry of VIEW_SAMPLERS", "bounded")
     square_crop: bool = key("crop the resized image to its centre square", False)
+    image_shape: list = key(
+        "[height, width] of the pictures, scaled to cover it and cropped at the centre; empty: the shorter side "
+        "becomes the model's image size",
+        [],
+    )
+    pose_frame: str = key(
+        "the world frame of a sample's cameras: mean_axes (LVSM), mean_rotation (principal quaternion, centres in a "
+        "box) or none (as given)",
+        "mean_axes",
+        choices=("mean_axes", "mean_rotation", "none"),
+    )
     scene_scale_factor: float = key("camera centres are divided by this times their largest coordinate", 1.35)
     pose_norm: str = key(
         "cameras that define the normalised frame: all views of a sample (as published) or the context only",
@@ -159,6 +170,10 @@ class Training:
         for name in ("scene_scale_factor", "grad_clip_norm", "allowed_gradnorm_factor"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: it must be positive.")
+        if self.image_shape and not _is_shape(self.image_shape):
+            raise ConfigError(
+                f"training.image_shape is {self.image_shape}: expected [height, width] in pixels, such as [256, 256]."
+            )
         for name in ("beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: it must be below 1.")
@@ -167,6 +182,10 @@ class Training:
                 f"training.view_selector: min_frame_dist {self.view_selector.min_frame_dist} exceeds "
                 f"max_frame_dist {self.view_selector.max_frame_dist}."
             )
+
+
+def _is_shape(value: list) -> bool:
+    return len(value) == 2 and all(type(side) is int and side > 0 for side in value)
 
 
 @dataclass(kw_only=True)

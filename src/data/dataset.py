@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from ..config import ConfigError
-from ..geometry.camera import normalize_cameras
+from ..geometry.frames import POSE_FRAMES
 from ..settings import RunConfig, ViewSelector
 from .chunk_index import ChunkScenes
 from .scene import FrameError, ListedScenes, Scene, SceneError, Scenes
-from .transforms import decode_image, invert_pose, resize_and_crop
-from .view_sampler import view_sampler
+from .transforms import cover_and_crop, decode_image, invert_pose, resize_and_crop
+from .view_sampler import Wanted, view_sampler
 
 Resize = Callable[[np.ndarray, np.ndarray, int, int, bool], tuple[np.ndarray, np.ndarray]]
 
@@ -54,6 +54,8 @@ class ViewSettings:
     image_size: int
     patch_size: int
     square_crop: bool
+    image_shape: list[int]
+    pose_frame: str
     scene_scale_factor: float
     pose_norm: str
     num_views: int
@@ -64,10 +66,15 @@ class ViewSettings:
 
     @classmethod
     def of(cls, config: RunConfig) -> ViewSettings:
-        """Collect them from a run's config."""
+        """Collect them from a run's config; ConfigError if pictures could not be cut into patches."""
         training, tokenizer = config.training, config.model.image_tokenizer
         names = [name for name in cls.__dataclass_fields__ if name not in ("image_size", "patch_size")]
         values = {name: getattr(training, name) for name in names}
+        if any(side % tokenizer.patch_size for side in training.image_shape):
+            raise ConfigError(
+                f"training.image_shape is {training.image_shape}: expected multiples of the model's patch size "
+                f"{tokenizer.patch_size}."
+            )
         return cls(image_size=tokenizer.image_size, patch_size=tokenizer.patch_size, **values)
 
 
@@ -89,8 +96,10 @@ class SceneDataset:
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def training_sample(self, position: int, num_input: int, rng: random.Random) -> dict[str, Any]:
+    def training_sample(self, position: int, num_input: int, step: int, rng: random.Random) -> dict[str, Any]:
         """Randomly chosen views and targets of scene `position`, or of a substitute if it has none to give.
+
+        step: the optimiser step of the sample.
 
         Raises:
             SceneError: no scene of the data set gives a sample.
@@ -98,7 +107,7 @@ class SceneDataset:
         replaced: list[str] = []
         for candidate in self._candidates(position, rng):
             try:
-                sample = self._random_views(candidate, num_input, rng)
+                sample = self._random_views(candidate, num_input, step, rng)
             except SceneError as error:
                 replaced.append(f"{self.scenes.names[candidate]}: {error}")
                 continue
@@ -118,18 +127,23 @@ class SceneDataset:
         for step in range(1, len(self)):
             yield (position + step) % len(self)
 
-    def _random_views(self, position: int, num_input: int, rng: random.Random) -> dict[str, Any]:
+    def _random_views(self, position: int, num_input: int, step: int, rng: random.Random) -> dict[str, Any]:
         """A frame that is marked missing and one that proves damaged lead to the same redraw: whatever was known
         before, the sample is the same.
         """
         scene = self.scenes[position]
-        want, selector = self.settings.num_views, self.settings.view_selector
+        wanted = Wanted(
+            num_views=self.settings.num_views,
+            num_input=num_input,
+            selector=self.settings.view_selector,
+            step=step,
+        )
         for draw in range(DRAWS_PER_SCENE):
-            frames = self.choose_views(scene.num_frames, want, selector, rng)
+            frames = self.choose_views(scene, wanted, rng)
             if frames is None:
                 raise SceneError(
-                    f"{scene.num_frames} frames are too few for {want} views at distances "
-                    f"{selector.min_frame_dist} to {selector.max_frame_dist}"
+                    f"{scene.num_frames} frames are too few for {wanted.num_views} views with "
+                    f"training.view_sampler {self.settings.view_sampler} and its training.view_selector"
                 )
             try:
                 return self._views(scene, position, frames, num_input)
@@ -168,7 +182,8 @@ class SceneDataset:
             )
         reference = slice(None) if self.settings.pose_norm == "all" else slice(num_input)
         poses = torch.from_numpy(np.stack(c2w).astype(np.float32))  # [v, 4, 4]
-        normalized = normalize_cameras(poses, self.settings.scene_scale_factor, reference)
+        place = POSE_FRAMES[self.settings.pose_frame]
+        normalized = place(poses, self.settings.scene_scale_factor, reference)
         return {
             "image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),  # [v, 3, h, w]
             "c2w": normalized,
@@ -189,8 +204,13 @@ class SceneDataset:
         except ValueError as error:
             raise FrameError(f"frame {frame}: {error}") from error
         s = self.settings
-        small = min(image.shape[:2]) < s.image_size
-        image, fxfycxcy = self.resize(image, fxfycxcy, s.image_size, s.patch_size, s.square_crop)
+        if s.image_shape:
+            height, width = s.image_shape
+            small = image.shape[0] < height or image.shape[1] < width
+            image, fxfycxcy = cover_and_crop(image, fxfycxcy, height, width)
+        else:
+            small = min(image.shape[:2]) < s.image_size
+            image, fxfycxcy = self.resize(image, fxfycxcy, s.image_size, s.patch_size, s.square_crop)
         return image, fxfycxcy, invert_pose(w2c), small
 
 

@@ -179,6 +179,8 @@ class EvaluationLoader:
     def _view_bytes(self, request: _Request) -> int:
         """Bytes of a resized picture, judged by one scene: others may be a little larger."""
         s = self.dataset.settings
+        if s.image_shape:
+            return 3 * s.image_shape[0] * s.image_shape[1]
         try:
             width, height, _ = image_header(
                 self.dataset.scenes[request.position].encoded(request.entry.context[0])

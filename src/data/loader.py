@@ -63,7 +63,7 @@ class TrainingLoader:
         self.contexts = _context_choices(config.training)
         self.counts = {"samples": 0, "replaced_scenes": 0, "enlarged_pictures": 0}
         self.first_replaced: list[str] = []
-        probe = self.samples[[(samples_seen, self.contexts[0])]]
+        probe = self.samples[[(samples_seen, self.contexts[0], 0)]]
         self.batch_bytes = _take(probe)["image"].nbytes * config.training.batch_size_per_gpu
         self.num_workers, self.prefetch_factor = plan_prefetch(
             self.batch_bytes,
@@ -135,7 +135,7 @@ class TrainingLoader:
 
 
 class BatchNumbers:
-    """The batches of one rank, for ever: for each a list of (global sample number, context views)."""
+    """The batches of one rank, for ever: for each a list of (global sample number, context views, step)."""
 
     def __init__(
         self, training: Training, contexts: list[int], rank: int, world: int, samples_seen: int
@@ -144,14 +144,15 @@ class BatchNumbers:
         self.seed = training.seed
         self.contexts, self.rank, self.world, self.samples_seen = contexts, rank, world, samples_seen
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         per_update = self.accum * self.world * self.batch
         first = self.samples_seen
         while True:
-            num_input = context_size(self.seed, first // per_update, self.contexts)
+            step = first // per_update
+            num_input = context_size(self.seed, step, self.contexts)
             for micro_step in range(self.accum):
                 start = first + (micro_step * self.world + self.rank) * self.batch
-                yield [(number, num_input) for number in range(start, start + self.batch)]
+                yield [(number, num_input, step) for number in range(start, start + self.batch)]
             first += per_update
 
 
@@ -205,7 +206,7 @@ class _Samples(Dataset):
         self.order = Order(sizes, weights, training.seed)
         self.seed = training.seed
 
-    def __getitem__(self, numbers: list[tuple[int, int]]) -> dict[str, Any]:
+    def __getitem__(self, numbers: list[tuple[int, int, int]]) -> dict[str, Any]:
         """Fields of a batch; {"error": message} where there is none, as exceptions of a worker lose their form."""
         try:
             samples = [self._sample(*key) for key in numbers]
@@ -216,10 +217,10 @@ class _Samples(Dataset):
         batch["enlarged"] = sum(sample["enlarged"] for sample in samples)
         return batch
 
-    def _sample(self, number: int, num_input: int) -> dict[str, Any]:
+    def _sample(self, number: int, num_input: int, step: int) -> dict[str, Any]:
         draw = self.order.draw(number)
         rng = sample_rng(self.seed, draw)
-        sample = self.sources[draw.source].training_sample(draw.scene, num_input, rng)
+        sample = self.sources[draw.source].training_sample(draw.scene, num_input, step, rng)
         sample["index"][:, 1] += self.offsets[draw.source]
         return sample
 

@@ -3,7 +3,7 @@
 Source: LVSM and Less3Depend, dataset_scene.py (PIL LANCZOS, int() then rounding half to even). Beyond them: grey,
 RGBA, portrait and small pictures.
 
-Public: decode_image, image_header, resize_and_crop, invert_pose.
+Public: decode_image, image_header, resized_size, resize_and_crop, cover_and_crop, invert_pose.
 """
 
 from __future__ import annotations
@@ -130,6 +130,31 @@ def resize_and_crop(
     left, top = (new_width - side) // 2, (new_height - side) // 2
     cropped = np.asarray(resized)[top : top + side, left : left + side]
     return cropped, fxfycxcy - np.array([0, 0, left, top], dtype=np.float64)
+
+
+def cover_and_crop(
+    image: np.ndarray, fxfycxcy: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale a picture until it just covers height x width, then cut out the centre; intrinsics follow.
+
+    Args:
+        image: RGB. uint8 [h, w, 3]
+        fxfycxcy: pixels of `image`. [4]
+
+    Returns:
+        image: uint8 [height, width, 3]
+        fxfycxcy: pixels of the new image, by the true ratio of each axis. float64 [4]
+
+    Source: LaCT (data.py) and KaiHelli/lvsm; offsets rounded down.
+    """
+    old_height, old_width = image.shape[:2]
+    scale = max(height / old_height, width / old_width)
+    new_height, new_width = round(old_height * scale), round(old_width * scale)
+    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.LANCZOS)
+    left, top = (new_width - width) // 2, (new_height - height) // 2
+    ratios = np.array([new_width / old_width, new_height / old_height] * 2, dtype=np.float64)
+    fxfycxcy = np.asarray(fxfycxcy, dtype=np.float64) * ratios - np.array([0, 0, left, top], dtype=np.float64)
+    return np.asarray(resized)[top : top + height, left : left + width], fxfycxcy
 
 
 def invert_pose(w2c: np.ndarray) -> np.ndarray:

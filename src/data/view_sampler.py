@@ -1,23 +1,48 @@
 """Which frames of a scene make a training sample.
 
-A sampler is a function (num_frames, num_views, selector, rng) -> frame numbers, or None where the scene has too few
-frames. The first frames of the list become the context.
+A sampler is a function (scene, wanted, rng) -> frame numbers, or None where the scene has too few frames. The first
+`wanted.num_input` frames of the list become the context.
 
-Public: VIEW_SAMPLERS, view_sampler.
+Public: Wanted, VIEW_SAMPLERS, view_sampler, bounded_frames.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..config import ConfigError
 from ..settings import ViewSelector
+from .scene import Scene
 
-Sampler = Callable[[int, int, ViewSelector, random.Random], "list[int] | None"]
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a sample asks of its scene.
+
+    num_views: frames in all, at least 2; num_input: how many of them are context.
+    selector: `training.view_selector`.
+    step: optimiser step the sample belongs to, for choices that change over a run.
+    """
+
+    num_views: int
+    num_input: int
+    selector: ViewSelector
+    step: int
 
 
-def bounded(num_frames: int, num_views: int, selector: ViewSelector, rng: random.Random) -> list[int] | None:
+Sampler = Callable[[Scene, Wanted, random.Random], "list[int] | None"]
+
+
+def bounded(scene: Scene, wanted: Wanted, rng: random.Random) -> list[int] | None:
+    """`bounded_frames` of the scene."""
+    return bounded_frames(scene.num_frames, wanted.num_views, wanted.selector, rng)
+
+
+def bounded_frames(
+    num_frames: int, num_views: int, selector: ViewSelector, rng: random.Random
+) -> list[int] | None:
     """Two outer frames at a random distance within bounds, then distinct frames between them in random order.
 
     Source: LVSM and Less3Depend, dataset_scene.py `view_selector`; same draws from the same generator. They raise

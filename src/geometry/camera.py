@@ -6,7 +6,7 @@ pixels of the image they travel with; the centre of pixel (column i, row j) is a
 Everything here runs in float32 (or float64 if given), with autocast off and without matrix kernels that may
 round to TF32: in bf16 a ray is wrong by up to a pixel.
 
-Public: Cameras, Views, full_precision, pixel_rays, plucker, rebase, normalize_cameras.
+Public: Cameras, Views, full_precision, pixel_rays, plucker, rebase.
 """
 
 from __future__ import annotations
@@ -126,48 +126,6 @@ def rebase(c2w: Tensor, reference: Tensor) -> Tensor:
     with full_precision(c2w.device):
         w2c = torch.linalg.inv_ex(reference.double()).inverse  # unlike `inv`, it does not wait for the device
         return (w2c[:, None] @ c2w.double()).to(c2w.dtype)
-
-
-def normalize_cameras(c2w: Tensor, scale_factor: float, reference: slice = slice(None)) -> Tensor:
-    """Move the world frame to the average camera and scale the scene, as LVSM does for each sample.
-
-    The average camera has the mean centre, looks along the mean z axis and keeps its y axis near the mean
-    one. Positions are divided by `scale_factor` times the largest absolute coordinate of a camera centre.
-
-    Args:
-        c2w: [v, 4, 4]
-        scale_factor: `training.scene_scale_factor`.
-        reference: the views that define frame and scale. All views: the published frame; the context views
-            only: a frame that does not depend on what is to be rendered.
-
-    Returns:
-        Poses in the new frame, in the dtype of c2w. [v, 4, 4]
-
-    Cameras that stand in one place have no extent: their scale stays. If the mean axes do not span a frame
-    (cameras that face opposite ways), the axes of the first reference camera are used.
-    """
-    poses = c2w.double()
-    chosen = poses[reference]
-    average = torch.eye(4, dtype=poses.dtype, device=poses.device)
-    average[:3, :3] = _mean_axes(chosen)
-    average[:3, 3] = chosen[:, :3, 3].mean(0)
-    poses = torch.linalg.inv(average) @ poses
-
-    extent = poses[reference][:, :3, 3].abs().max()
-    # Below the resolution of float32 coordinates a distance between centres is rounding, not geometry.
-    if extent > 1e-6 * chosen[:, :3, 3].abs().max():
-        poses[:, :3, 3] /= scale_factor * extent
-    return poses.to(c2w.dtype)
-
-
-def _mean_axes(c2w: Tensor) -> Tensor:
-    """Rotation of the average camera, columns right, down, forward. [v, 4, 4] -> [3, 3]"""
-    forward = c2w[:, :3, 2].mean(0)
-    right = torch.linalg.cross(c2w[:, :3, 1].mean(0), forward)
-    if forward.norm() < 1e-6 or right.norm() < 1e-6:
-        return c2w[0, :3, :3]
-    forward, right = forward / forward.norm(), right / right.norm()
-    return torch.stack([right, torch.linalg.cross(forward, right), forward], dim=1)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 from ..data.convert import Options, convert
 from ..data.dataset import SceneDataset, ViewSettings
 from ..data.transforms import decode_image, invert_pose, resize_and_crop
-from ..data.view_sampler import bounded
-from ..geometry.camera import Cameras, normalize_cameras, pixel_rays
+from ..data.view_sampler import bounded_frames
+from ..geometry.camera import Cameras, pixel_rays
+from ..geometry.frames import normalize_cameras
 from ..settings import Training, ViewSelector
 from .report import Golden
 
@@ -59,7 +60,7 @@ def _draws(
         ViewSelector(min_frame_dist=min_frame_dist, max_frame_dist=max_frame_dist),
         random.Random(python_seed),
     )
-    return [bounded(num_frames, num_views, selector, rng) or [] for _ in range(3)]
+    return [bounded_frames(num_frames, num_views, selector, rng) or [] for _ in range(3)]
 
 
 # ----------------------------------------------------------------------------------------------- uplvsm
@@ -122,7 +123,8 @@ def _training_draws(config: dict, metadata: dict) -> dict[str, list]:
     selector, rng = ViewSelector(**config["train_view_selector"]), random.Random(config["python_random_seed"])
     return {
         name: [
-            bounded(len(scene["frames"]), config["train_num_views"], selector, rng) or [] for _ in range(6)
+            bounded_frames(len(scene["frames"]), config["train_num_views"], selector, rng) or []
+            for _ in range(6)
         ]
         for name, scene in sorted(metadata.items())
     }

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load_into
-from ..geometry.camera import Cameras, Views, normalize_cameras, pixel_rays, plucker, rebase
+from ..geometry.camera import Cameras, Views, pixel_rays, plucker, rebase
+from ..geometry.frames import normalize_cameras
 from ..geometry.rotation import decode_pose, encode_pose
 from ..geometry.trajectory import interpolate
 from ..loss import ImageLoss

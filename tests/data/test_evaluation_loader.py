@@ -12,7 +12,7 @@ from raw_chunks import config, encoded, picture, scene, write_chunks
 from src.config import ConfigError
 from src.data.convert import Options, convert
 from src.data.eval_index import evaluation_loader, read_index
-from src.geometry.camera import normalize_cameras
+from src.geometry.frames import normalize_cameras
 
 
 @pytest.fixture(scope="module")

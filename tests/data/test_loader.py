@@ -14,7 +14,7 @@ from src.config import ConfigError
 from src.data.batch import split_views, to_device
 from src.data.loader import BatchNumbers, plan_prefetch, training_loader
 from src.data.scene import SceneError
-from src.geometry.camera import normalize_cameras
+from src.geometry.frames import normalize_cameras
 from src.settings import ViewSelector
 
 
@@ -242,3 +242,14 @@ def test_a_program_that_fails_while_loading_ends(raw, repo_root, cli_env):
         [sys.executable, "-c", code], env=cli_env, cwd=repo_root, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1 and "a mistake" in done.stderr and "DataLoader worker" not in done.stderr
+
+
+def test_pictures_take_the_asked_shape_and_cameras_the_asked_frame(raw):
+    """64 x 36 pictures cut to 28 wide and 14 high; poses as in the files."""
+    shaped = next(open_loader(raw, image_shape=[14, 28], pose_frame="none"))
+    framed = next(open_loader(raw, image_shape=[14, 28]))
+    assert shaped.image.shape[-2:] == (14, 28)
+    assert torch.equal(shaped.image, framed.image) and not torch.equal(shaped.c2w, framed.c2w)
+    torch.testing.assert_close(normalize_cameras(shaped.c2w[0], 1.35), framed.c2w[0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ConfigError, match="multiples of the model's patch size 14"):
+        open_loader(raw, image_shape=[20, 28])

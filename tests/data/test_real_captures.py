@@ -40,7 +40,7 @@ def test_both_routes_give_equal_samples_and_count_short_scenes(captures):
             assert torch.equal(ours[name], theirs[name]), name
     assert direct.report() == converted.report()
     assert direct.report()["first_replaced"] == [
-        "fox_short: 4 frames are too few for 5 views at distances 4 to 9"
+        "fox_short: 4 frames are too few for 5 views with training.view_sampler bounded and its training.view_selector"
     ]
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from raw_chunks import picture
 
-from src.data.transforms import decode_image, image_header, invert_pose, resize_and_crop
+from src.data.transforms import cover_and_crop, decode_image, image_header, invert_pose, resize_and_crop
 from src.geometry.camera import Cameras, pixel_rays
 
 
@@ -116,3 +116,19 @@ def test_pose_is_inverted_in_float64():
     pose[:3, 3] = [1, -2, 3]
     np.testing.assert_array_equal(invert_pose(pose.astype(np.float32))[:3, 3], [-1, 2, -3])
     assert invert_pose(pose.astype(np.float32)).dtype == np.float64
+
+
+@pytest.mark.parametrize("shape,target", [((36, 64), (24, 24)), ((64, 36), (16, 40)), ((30, 30), (30, 30))])
+def test_cover_and_crop_keeps_the_rays_of_its_pixels(shape, target):
+    """A pixel of the result looks where the source pixel looked that it was made from."""
+    k = np.array([50.0, 51.0, shape[1] / 2 + 1.5, shape[0] / 2 - 2.0])
+    row, column = np.mgrid[: shape[0], : shape[1]] + 0.5
+    # a smooth picture of the ray's slopes, so that resampling keeps its meaning
+    slopes = np.stack([(column - k[2]) / k[0], (row - k[3]) / k[1], 0 * row], -1)
+    image = np.clip(slopes * 150 + 128, 0, 255).round().astype(np.uint8)
+    out, new = cover_and_crop(image, k, *target)
+    assert out.shape == (*target, 3)
+    row, column = np.mgrid[: target[0], : target[1]] + 0.5
+    expected = np.stack([(column - new[2]) / new[0], (row - new[3]) / new[1]], -1) * 150 + 128
+    inner = (slice(2, -2), slice(2, -2))
+    assert np.abs(out[..., :2] - expected)[inner].max() < 2.5

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from src.config import ConfigError
-from src.data.view_sampler import bounded, view_sampler
+from src.data.view_sampler import bounded_frames, view_sampler
 from src.settings import ViewSelector
 
 
@@ -18,7 +18,7 @@ def test_bounds_hold_over_many_seeds(num_frames, low, high, views):
     """Ends in order at an allowed distance; inner frames distinct and strictly between; all distances occur."""
     distances = set()
     for seed in range(2000):
-        frames = bounded(
+        frames = bounded_frames(
             num_frames, views, ViewSelector(min_frame_dist=low, max_frame_dist=high), random.Random(seed)
         )
         first, last, *inner = frames
@@ -34,18 +34,20 @@ def test_bounds_hold_over_many_seeds(num_frames, low, high, views):
 def test_scenes_that_are_too_short_are_declined(num_frames, declined):
     """Published rule: declined unless min(frames - 1, max) exceeds min."""
     selector = ViewSelector(min_frame_dist=25, max_frame_dist=192)
-    assert (bounded(num_frames, 8, selector, random.Random(0)) is None) == declined
+    assert (bounded_frames(num_frames, 8, selector, random.Random(0)) is None) == declined
 
 
 def test_distance_leaves_room_for_the_inner_frames():
     """The original raises where min_frame_dist is below num_views - 1."""
     selector = ViewSelector(min_frame_dist=2, max_frame_dist=100)
-    assert bounded(8, 8, selector, random.Random(0))[:2] == [0, 7]
+    assert bounded_frames(8, 8, selector, random.Random(0))[:2] == [0, 7]
 
 
 def test_same_seed_same_frames():
     selector = ViewSelector(min_frame_dist=5, max_frame_dist=50)
-    assert bounded(99, 6, selector, random.Random(3)) == bounded(99, 6, selector, random.Random(3))
+    assert bounded_frames(99, 6, selector, random.Random(3)) == bounded_frames(
+        99, 6, selector, random.Random(3)
+    )
 
 
 def test_unknown_sampler_lists_the_known():
