@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class RenderedScene:
     context: frame numbers of the input views.
     frames, is_context: frame number of each target; whether the model saw that frame as input.
     scores: metric -> value of each target view; empty when metrics are off.
+    terms: what else the family reports of held-out scenes.
     """
 
     name: str
@@ -64,6 +65,7 @@ class RenderedScene:
     frames: list[int]
     is_context: list[bool]
     scores: dict[str, list[float]]
+    terms: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(
@@ -84,8 +86,8 @@ def evaluate(
 
     Returns:
         a report that JSON can hold, the same on all ranks: `headline` (metric -> mean over scenes), `render` and
-        `floors` (means over scenes and over images, with and without context targets), `swapped_cameras`,
-        `counts`, `missing`, `scenes`, `protocol`.
+        `floors` (means over scenes and over images, with and without context targets), `swapped_cameras`, `terms` (what
+        else the family reports -> mean over scenes), `counts`, `missing`, `scenes`, `protocol`.
 
     Raises:
         ValueError: not a single scene could be scored.
@@ -132,6 +134,7 @@ def _score_batch(
     input, target = split_views(batch, batch.num_input)
     with autocast(runtime.device, config.training):
         images = _render(model, input, target, config)
+        terms = model.held_out_terms(input, target)
     known = torch.ones(len(input.image), dtype=torch.bool)
     with exact_float32():
         if metrics:
@@ -154,6 +157,7 @@ def _score_batch(
                 frames=frames[i],
                 is_context=[frame in context[i] for frame in frames[i]],
                 scores=scores[RENDER],
+                terms={name: float(value[i]) for name, value in terms.items()},
             ),
             scores,
         )
@@ -231,6 +235,7 @@ def _read_depths(path: str) -> dict[str, float] | None:
 def _record(scene: RenderedScene, scores: Scores) -> dict:
     """What is gathered of a scene: plain numbers."""
     values = [x for methods in scores.values() for column in methods.values() for x in column]
+    values += scene.terms.values()
     return {
         "scene": scene.name,
         "position": scene.position,
@@ -238,6 +243,7 @@ def _record(scene: RenderedScene, scores: Scores) -> dict:
         "frames": scene.frames,
         "is_context": scene.is_context,
         "scores": scores,
+        "terms": scene.terms,
         "finite": bool(torch.isfinite(scene.render).all()) and all(map(math.isfinite, values)),
     }
 
@@ -264,6 +270,7 @@ def _report(
     floors = {name: _means(good, name, metrics) for name in FLOORS if any(name in r["scores"] for r in good)}
     return {
         "headline": render["mean_over_scenes"],
+        "terms": {name: _mean([record["terms"][name] for record in good]) for name in good[0]["terms"]},
         "render": render,
         "floors": floors if metrics else {},
         "swapped_cameras": _swap(good, metrics),

@@ -8,7 +8,10 @@ Per scene, `<inference_out_dir>/<position in the list, 6 digits>/`:
     input.png           the context views, side by side
     gt_vs_pred.png      truth above render, target views side by side
     metrics.json        {"summary": means, "per_view": scores}
-    rendered_video.mp4  with inference.render_video; frames/frame_00.png ... with inference.save_frames
+    rendered_video.mp4  with inference.render_video (and .gif); frames/frame_00.png ... with inference.save_frames
+    input/ target/ render/<frame, 6 digits>.png   with inference.save_targets
+    scene_view.png      with inference.render_scene_view: where the cameras stand, and the path of the video
+    rays.png            with inference.render_rays: the inputs' rays as colours
 
 and beside them scores.json, summary.csv, average_metrics.txt and index.html. Tables and page cover this run alone:
 files of an older run are removed from the folders that are written again, other old folders are reported.
@@ -24,24 +27,31 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from .cli import guarded, read_config
-from .config import ConfigError
 from .evaluate import RenderedScene, evaluate
 from .files import write_text
-from .geometry.trajectory import TRAJECTORIES
+from .geometry.camera import Cameras
 from .inference_fast import Session, open_session, write_report
 from .page import write_page
 from .runtime import autocast, stop
+from .scene_view import ray_picture, scene_view
 from .settings import RunConfig
-from .visualize import save_image, save_video, sheet, to_uint8
+from .video import camera_path, check_path, video_frames, write_videos
+from .visualize import save_image, sheet
 
 log = logging.getLogger(__name__)
 
-SCENE_FILES = ("input.png", "gt_vs_pred.png", "metrics.json", "rendered_video.mp4")
+SCENE_FILES = (
+    *("input.png", "gt_vs_pred.png", "metrics.json", "scene_view.png", "rays.png"),
+    *("rendered_video.mp4", "rendered_video.gif"),
+)
+SCENE_PICTURES = ("frames/frame_*.png", "input/*.png", "target/*.png", "render/*.png")
 COLUMNS = ("psnr", "lpips", "ssim")
 """Order of the scores in tables, as published."""
 
@@ -67,11 +77,8 @@ def _run(argv: list[str] | None) -> None:
 
 
 def _check(config: RunConfig) -> None:
-    wanted = config.inference.render_video_config.traj_type
-    if config.inference.render_video and wanted not in TRAJECTORIES:
-        raise ConfigError(
-            f"inference.render_video_config.traj_type {wanted} is unknown. Known: {', '.join(TRAJECTORIES)}."
-        )
+    if config.inference.render_video:
+        check_path(config.inference.render_video_config)
 
 
 # ----------------------------------------------------------------------------------------------- one scene
@@ -93,29 +100,35 @@ class SceneWriter:
             save_image(folder / "gt_vs_pred.png", sheet([scene.target.image[0], scene.render[0]]))
         if scene.scores:
             write_text(folder / "metrics.json", json.dumps(_scene_metrics(scene), indent=4, allow_nan=False))
-        if self.settings.render_video:
-            self._write_video(folder, scene)
+        if self.settings.save_targets:
+            _save_views(folder, scene)
+        path = self._write_video(folder, scene) if self.settings.render_video else None
+        if self.settings.render_scene_view:
+            # Poses that the model estimated are in a world of their own, and so is a path through them.
+            path = None if self.session.model.target_aware else path
+            save_image(folder / "scene_view.png", scene_view(scene.input, scene.target.cameras, path))
+        if self.settings.render_rays:
+            save_image(folder / "rays.png", ray_picture(scene.input))
 
-    def _write_video(self, folder: Path, scene: RenderedScene) -> None:
-        frames = self._video_frames(scene)
+    def _write_video(self, folder: Path, scene: RenderedScene) -> Cameras:
+        """The scene is encoded once; returns the path."""
+        with self._autocast():
+            state = self.session.model.encode(scene.input)
+            keys = self.session.model.key_cameras(state, scene.input, scene.target)
+
+        def render(cameras: Cameras) -> Tensor:
+            with self._autocast():
+                return self.session.model.render(state, cameras)
+
+        path = camera_path(keys, self.settings.render_video_config)
+        frames = video_frames(render, path, self.settings.chunk)
         if self.settings.save_frames:
             frames = _saving(frames, folder / "frames")
-        save_video(folder / "rendered_video.mp4", frames, self.settings.render_video_config.fps)
+        write_videos(folder, frames, self.settings.render_video_config)
+        return path
 
-    def _video_frames(self, scene: RenderedScene) -> Iterator[np.ndarray]:
-        """Frames along the path through the scene's key cameras, uint8 [h, w, 3]; the scene is encoded once."""
-        model, path, chunk = self.session.model, self.settings.render_video_config, self.settings.chunk
-        with autocast(self.session.runtime.device, self.session.config.training):
-            state = model.encode(scene.input)
-            keys = model.key_cameras(state, scene.input, scene.target)
-        cameras = TRAJECTORIES[path.traj_type](
-            keys, path.num_frames, loop=path.loop_video, order=path.order_poses
-        )
-        step = chunk or cameras.num_views
-        for i in range(0, cameras.num_views, step):
-            with autocast(self.session.runtime.device, self.session.config.training):
-                images = model.render(state, cameras.views(slice(i, i + step)))
-            yield from to_uint8(images[0])
+    def _autocast(self) -> AbstractContextManager:
+        return autocast(self.session.runtime.device, self.session.config.training)
 
 
 def folder_name(position: int) -> str:
@@ -127,8 +140,17 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier run may have left here, so that no old video stands beside new pictures."""
     for name in SCENE_FILES:
         (folder / name).unlink(missing_ok=True)
-    for frame in (folder / "frames").glob("frame_*.png"):
-        frame.unlink()
+    for pattern in SCENE_PICTURES:
+        for picture in folder.glob(pattern):
+            picture.unlink()
+
+
+def _save_views(folder: Path, scene: RenderedScene) -> None:
+    """One PNG for every view, named by its frame; `scripts.compare_outputs` reads them."""
+    views = [("input", scene.context, scene.input.image), ("target", scene.frames, scene.target.image)]
+    for name, frames, images in [*views, ("render", scene.frames, scene.render)]:
+        for frame, image in zip(frames, images[0]):
+            save_image(folder / name / f"{frame:06d}.png", image)
 
 
 def _saving(frames: Iterator[np.ndarray], folder: Path) -> Iterator[np.ndarray]:

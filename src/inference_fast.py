@@ -4,7 +4,8 @@
     torchrun --nproc_per_node 8 -m src.inference_fast --config ...
 
 Prints a table and writes `<inference_out_dir>/scores.json`; scenes that could not be scored are listed there and in
-`missing_scenes.txt`. Exit status 0 when scores were written, 2 after a mistake that a message explains.
+`missing_scenes.txt`. With `inference.view_selection` the chosen views go to `chosen_views.json`, an index file. Exit
+status 0 when scores were written, 2 after a mistake that a message explains.
 
 Public: main, Session, open_session, write_report, scores_table.
 """
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 UNTRAINED = "random"
 """`inference.checkpoint` that asks for freshly initialised weights."""
+
+CHOSEN_VIEWS = "chosen_views.json"
+"""Index file of the views that `inference.view_selection` chose, for `inference.view_idx_file_path` of other runs."""
 
 
 @dataclass
@@ -84,7 +88,7 @@ def open_session(config: RunConfig) -> Session:
     path = config.training.eval_dataset_path or config.training.dataset_path
     if not path:
         raise ConfigError(
-            "training.eval_dataset_path is empty: name a full_list.txt or a folder of .torch chunks."
+            "training.eval_dataset_path is empty: name a full_list.txt, a folder of .torch chunks or a .json list of scenes."
         )
     names = config.inference.metrics if config.inference.compute_metrics else []
     metrics = build_metrics(names, config.pretrained, runtime.device)
@@ -135,9 +139,11 @@ def _model(config: RunConfig) -> tuple[ViewSynthesizer, dict[str, str]]:
 
 
 def write_report(session: Session, report: dict) -> dict:
-    """Write scores.json and missing_scenes.txt, print the table; returns the report with the weights named in it."""
+    """Write scores.json, missing_scenes.txt and the views that were chosen, print the table; returns the report with the weights named in it."""
     report = {**report, "weights": session.weights}
     write_text(session.out_dir / "scores.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    if session.loader.chosen_index:
+        write_text(session.out_dir / CHOSEN_VIEWS, session.loader.chosen_index)
     listed = session.out_dir / "missing_scenes.txt"
     if report["missing"]:
         write_text(listed, "".join(f"{entry['scene']}\t{entry['reason']}\n" for entry in report["missing"]))
@@ -167,6 +173,7 @@ def scores_table(report: dict) -> str:
         f"speed    {report['scenes_per_second']:.2f} scenes/s, {report['seconds']:.1f} s, {protocol['precision']}, "
         f"torch {protocol['torch_version']}",
     ]
+    lines += [f"{name}  {value:.4f} (mean over scenes)" for name, value in report["terms"].items()]
     if not metrics:
         return "\n".join(lines)
     render, rest = report["render"], report["render"]["without_context_targets"]

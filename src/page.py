@@ -29,7 +29,11 @@ DATA_MARK = "/*DATA*/"
 
 PICTURE_BUDGET_BYTES = 64 * 2**20
 VIDEO_BUDGET_BYTES = 32 * 2**20
+DIAGRAM_BUDGET_BYTES = 16 * 2**20
 """Sizes of what a page embeds, over all scenes: browsers open such a file in about a second."""
+
+MEDIA = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
+"""Suffix of a file that is embedded as it is -> its kind."""
 
 TILE_SIDES = (40, 256)
 """Smallest and largest height of one view in the embedded pictures, pixels."""
@@ -46,7 +50,8 @@ def write_page(out_dir: Path, report: dict) -> Path:
     """Write `<out_dir>/index.html` from a report and the scene folders that this run wrote.
 
     Args:
-        out_dir: holds `<position>/input.png`, `gt_vs_pred.png`, `rendered_video.mp4` of each scene, as far as wanted.
+        out_dir: holds `<position>/input.png`, `gt_vs_pred.png`, `rendered_video.mp4` (or .gif), `scene_view.png` and
+            `rays.png` of each scene, as far as wanted.
         report: what `evaluate` returns, with `weights`.
 
     Returns:
@@ -69,7 +74,7 @@ def page_html(report: dict, entries: Iterable[dict]) -> Iterable[str]:
         report: what `evaluate` returns, with `weights`.
         entries: one dict a scene: `scene`, `folder`, `mean`, `per_view`, `frames`, `context`, `context_targets`,
             `floor` (metric -> best floor of the scene), and as far as there are such files `input`, `sheet` (each
-            {uri, shown, aspect, file}) and `video` ({file, uri}).
+            {uri, shown, aspect, file}), `video`, `cameras` and `rays` (each {file, uri}).
     """
     head, tail = TEMPLATE.read_text(encoding="utf-8").split(DATA_MARK)
     shown = {name: value for name, value in report.items() if name != "scenes"}
@@ -106,12 +111,23 @@ def _entry(out_dir: Path, scene: dict, num_scenes: int) -> dict:
         if path.is_file():
             uri, shown, aspect = _thumbnail(path, columns, rows, pixels / tiles)
             entry[name] = {"uri": uri, "shown": shown, "aspect": aspect, "file": f"{folder}/{file}"}
-    video = out_dir / folder / "rendered_video.mp4"
-    if video.is_file():
-        entry["video"] = {"file": f"{folder}/{video.name}"}
-        if video.stat().st_size <= VIDEO_BUDGET_BYTES / num_scenes:
-            entry["video"]["uri"] = _data_uri("video/mp4", video.read_bytes())
+    for name, files, budget in (
+        ("video", ("rendered_video.mp4", "rendered_video.gif"), VIDEO_BUDGET_BYTES),
+        ("cameras", ("scene_view.png",), DIAGRAM_BUDGET_BYTES),
+        ("rays", ("rays.png",), DIAGRAM_BUDGET_BYTES),
+    ):
+        found = next((file for file in files if (out_dir / folder / file).is_file()), None)
+        if found:
+            entry[name] = _whole(out_dir, f"{folder}/{found}", budget / num_scenes)
     return entry
+
+
+def _whole(out_dir: Path, file: str, budget: float) -> dict[str, str]:
+    """A file beside the page; its content too, if it has at most `budget` bytes."""
+    path = out_dir / file
+    if path.stat().st_size > budget:
+        return {"file": file}
+    return {"file": file, "uri": _data_uri(MEDIA[path.suffix], path.read_bytes())}
 
 
 def _best_floor(floors: dict[str, dict[str, float]]) -> dict[str, float]:

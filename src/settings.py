@@ -1,7 +1,7 @@
 """The settings of a run, and the loader that turns a YAML file and `key=value` overrides into a checked `RunConfig`.
 
 Published YAML files load unchanged: everything may lie under one top key `parameters`, keys that never had an effect
-are accepted with a warning, and keys that moved are listed in `MOVED`.
+are accepted with a warning, and keys that moved are listed in `settings_names.MOVED`.
 
 Public: Training, Inference, Pretrained, RunConfig, load_config, config_from_tree, to_plain, config_digest, describe.
 """
@@ -32,12 +32,9 @@ from .config import (
     set_path,
     unknown_key,
 )
-
-
-@dataclass(kw_only=True)
-class ViewSelector:
-    min_frame_dist: int = key("smallest distance between the two outer views, frames", 25, least=1)
-    max_frame_dist: int = key("largest distance between the two outer views, frames", 100, least=1)
+from .settings_names import MOVED, move_published
+from .settings_video import RenderVideo
+from .settings_views import ViewChoice, ViewSelector, check_views
 
 
 @dataclass(kw_only=True)
@@ -47,10 +44,16 @@ class Training:
     # data
     dataset_name: str = key("entry of DATASETS", "scene")
     dataset_path: str | list = key(
-        "full_list.txt, a folder of .torch chunks, or a list of {path, weight} of these", ""
+        "full_list.txt, a folder of .torch chunks, a .json list of scenes, or a list of {path, weight} of these",
+        "",
     )
     eval_dataset_path: str = key("the same for evaluation; empty: no evaluation while training", "")
-    num_views: int = key("views per training sample, inputs and targets together", 8, least=2)
+    vae_latents: str = key(
+        "folder of latents made by scripts.encode_latents, inside each data set's folder (vae_latents); empty: the "
+        "model encodes the pictures itself",
+        "",
+    )
+    num_views: int = key("views per training sample, inputs and targets together (at most)", 8, least=2)
     num_input_views: int = key("context views", 2, least=1)
     num_target_views: int = key("target views per sample", 6, least=1)
     target_has_input: bool = key("draw training targets from all views, context included", True)
@@ -77,6 +80,18 @@ class Training:
         "all",
         choices=("all", "context"),
     )
+    sort_context_index: bool = key("context views in the order of their frames", False)
+    sort_target_index: bool = key("the other views in the order of their frames", False)
+    max_fov: float = key("skip scenes with a wider field of view, degrees; 0: none are skipped", 0.0, least=0)
+    skip_bad_shape: bool = key("skip scenes whose pictures differ from expected_shape in meta.json", False)
+    augment: bool = key("mirror half of the training samples: pictures and cameras", False)
+    make_baseline_1: bool = key(
+        "scale scenes until the first and the last context view are 1 apart; needs pose_frame: none", False
+    )
+    keep_principal_point: bool = key(
+        "image_shape crops leave the principal point at its fraction of the picture (as published by lvsm_latent)",
+        False,
+    )
     batch_size_per_gpu: int = key("samples per process and forward pass", 8, least=1)
     num_workers: int = key("loader processes per rank; 0 loads in the main process", 4, least=0)
     prefetch_factor: int = key(
@@ -92,16 +107,24 @@ class Training:
     warmup: int = key("steps of linear warm-up", 3000, least=0)
     train_steps: int = key("optimiser steps of the whole run", 100000, least=1)
     scheduler_type: str = key(
-        "learning rate after warm-up", "cosine", choices=("cosine", "linear", "constant")
+        "learning rate after warm-up; cosine_min: from initial_lr to lr in the warm-up, then down to min_lr",
+        "cosine",
+        choices=("cosine", "linear", "constant", "cosine_min"),
     )
+    initial_lr: float = key("rate of the first step with cosine_min", 1e-6, least=0)
+    min_lr: float = key("rate at the end with cosine_min", 1e-6, least=0)
     grad_accum_steps: int = key("forward passes per optimiser step", 1, least=1)
     grad_clip_norm: float = key("largest joint gradient norm", 1.0)
     allowed_gradnorm_factor: float = key(
         "a step whose norm exceeds grad_clip_norm times this is skipped", 5.0
     )
+    clip_from_step: int = key(
+        "before this step gradients are not clipped and no step is skipped for its norm", 0, least=0
+    )
     max_bad_steps: int = key("stop after this many non-finite steps in a row", 10, least=1)
     l2_loss_weight: float = key("weight of the mean squared error", 1.0, least=0)
     lpips_loss_weight: float = key("weight of LPIPS (VGG)", 0.0, least=0)
+    lpips_start_step: int = key("LPIPS counts from this step on", 0, least=0)
     perceptual_loss_weight: float = key("weight of the VGG19 perceptual loss", 0.5, least=0)
     seed: int = key("seed of weights and data order", 777, least=0)
 
@@ -121,6 +144,11 @@ class Training:
     resume_ckpt: str = key("start from this checkpoint if checkpoint_dir holds none of its own", "")
     reset_training_state: bool = key(
         "take weights alone from resume_ckpt: fresh optimiser and schedule", False
+    )
+    init_from: str = key(
+        "a fresh run starts from those tensors of these weights whose names and shapes fit, of any family; with "
+        "resume_ckpt it has no effect",
+        "",
     )
     reset_lr_scheduler: bool = key("take weights and optimiser from resume_ckpt, restart the schedule", False)
 
@@ -177,11 +205,16 @@ class Training:
         for name in ("beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: it must be below 1.")
-        if self.view_selector.min_frame_dist > self.view_selector.max_frame_dist:
+        if self.make_baseline_1 and self.pose_frame != "none":
             raise ConfigError(
-                f"training.view_selector: min_frame_dist {self.view_selector.min_frame_dist} exceeds "
-                f"max_frame_dist {self.view_selector.max_frame_dist}."
+                f"training.make_baseline_1 has no effect with training.pose_frame {self.pose_frame}, which scales the "
+                "cameras itself: set training.pose_frame: none."
             )
+        if self.augment and self.vae_latents:
+            raise ConfigError(
+                "training.augment mirrors pictures, but training.vae_latents are those of unmirrored ones: drop one."
+            )
+        check_views(self)
 
 
 def _is_shape(value: list) -> bool:
@@ -189,16 +222,7 @@ def _is_shape(value: list) -> bool:
 
 
 @dataclass(kw_only=True)
-class RenderVideo:
-    traj_type: str = key("entry of TRAJECTORIES", "interpolate")
-    num_frames: int = key("frames per transition between key cameras", 60, least=1)
-    loop_video: bool = key("return to the first camera", False)
-    order_poses: bool = key("visit the key cameras in nearest-neighbour order", False)
-    fps: int = key("frames per second", 30, least=1)
-
-
-@dataclass(kw_only=True)
-class Inference:
+class Inference(ViewChoice):
     """What is scored and written by `src.inference` and `src.inference_fast`."""
 
     view_idx_file_path: str = key("evaluation index: scene -> {context, target} or null", "")
@@ -207,10 +231,18 @@ class Inference:
     metrics: list = key("scores to compute: psnr, ssim, lpips", ["psnr", "ssim", "lpips"])
     compute_metrics: bool = key("score the renders", True)
     render_images: bool = key("write input and truth-beside-render pictures", True)
+    save_targets: bool = key("write every input, target and render as a PNG of its own", False)
+    render_scene_view: bool = key("write a picture of the cameras and the video's path", False)
+    render_rays: bool = key("write a picture of the inputs' rays as colours", False)
     render_video: bool = key("write a video of each scene", False)
     render_video_config: RenderVideo = key("the camera path of the video", RenderVideo)
     save_frames: bool = key("write the video's frames as PNG too", False)
     generate_website: bool = key("write one HTML page of all results", True)
+    num_context_views: int = key(
+        "use so many of the index's context views, the outer ones first; scenes with fewer are left out; 0: all",
+        0,
+        least=0,
+    )
     max_scenes: int = key("score only the first so many scenes of the index; 0: all", 0, least=0)
     swap_target_cameras: bool = key(
         "also score renders made with another target's camera (does the model look at its cameras?)", False
@@ -236,6 +268,10 @@ class Pretrained:
     dinov2: str = key(
         "DINOv2 ViT-B/14 reg4 weights, or `random`", "checkpoints/pretrained/dinov2_vitb14_reg4_pretrain.pth"
     )
+    vae: str = key(
+        "autoencoder of latent families: folder or file of diffusers, hub id, or `random`; empty: the published one",
+        "",
+    )
     vgg19: str = key(
         "MatConvNet VGG19 of the perceptual loss, or `random`",
         "checkpoints/pretrained/imagenet-vgg-verydeep-19.mat",
@@ -256,14 +292,6 @@ class RunConfig:
     sources: dict = field(default_factory=dict, repr=False, compare=False)
 
 
-MOVED = {
-    "inference_out_dir": "inference.inference_out_dir",
-    "inference.checkpoint_dir": "inference.checkpoint",
-}
-"""Published place of a key -> its place here."""
-
-_ABSENT = object()
-
 # ----------------------------------------------------------------------------------------------- loading
 
 
@@ -280,7 +308,7 @@ def load_config(path: str | Path, overrides: list[str], family_config: Callable[
     """
     tree = read_yaml(Path(path))
     sources = dict.fromkeys(leaves(tree), str(path))
-    _move(tree, sources, str(path))
+    move_published(tree, sources, str(path))
     for dotted, value in parse_overrides(overrides):
         dotted = MOVED.get(dotted, dotted)
         set_path(tree, dotted, value)
@@ -290,25 +318,12 @@ def load_config(path: str | Path, overrides: list[str], family_config: Callable[
     return config_from_tree(tree, family_config, sources=sources, origin=str(path))
 
 
-def _move(tree: dict, sources: dict, origin: str) -> None:
-    """Carry keys from their published place to ours, in place."""
-    for old, new in MOVED.items():
-        value = pop_path(tree, old, _ABSENT)
-        if value is _ABSENT:
-            continue
-        if pop_path(tree, new, _ABSENT) is not _ABSENT:
-            raise ConfigError(f"{origin}: {old} and {new} are two names of one setting: keep the latter.")
-        set_path(tree, new, value)
-        if old in sources:
-            sources[new] = sources.pop(old)
-
-
 def config_from_tree(
     tree: dict, family_config: Callable[[str], type], *, sources: dict | None = None, origin: str = "config"
 ) -> RunConfig:
     """The checked config of a plain nested dict, as in a YAML file or beside a checkpoint."""
     tree, sources = copy.deepcopy(tree), dict(sources or {})
-    _move(tree, sources, origin)
+    move_published(tree, sources, origin)
     model = tree.get("model") or {}
     if not isinstance(model, dict) or not isinstance(model.get("class_name"), str):
         raise ConfigError(f"{origin}: model.class_name is missing: it names the model family.")

@@ -3,16 +3,18 @@
 Colours are RGB in [0, 1] until `to_uint8`, which rounds to the nearest of the 256 levels. (The published scripts cut
 the fraction off instead, which darkens every picture by half a level on average.)
 
-Public: to_uint8, sheet, save_image, save_video.
+Public: to_uint8, sheet, enlarged, save_image, save_video, save_videos.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import imageio.v2 as imageio
+import imageio_ffmpeg
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -74,6 +76,12 @@ def _label(text: str, width: int) -> np.ndarray:
     return np.asarray(strip)
 
 
+def enlarged(images: Tensor, least_height: int) -> Tensor:
+    """Views enlarged by the smallest whole number that makes them at least so high. [v, c, h, w] -> [v, c, h', w']"""
+    times = math.ceil(least_height / images.shape[-2])
+    return images.repeat_interleave(times, dim=-2).repeat_interleave(times, dim=-1)
+
+
 def save_image(path: str | Path, image: np.ndarray | Tensor) -> None:
     """Write one picture; the suffix (.png, .jpg) chooses the format.
 
@@ -87,26 +95,67 @@ def save_image(path: str | Path, image: np.ndarray | Tensor) -> None:
 
 
 def save_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = 30) -> None:
-    """Write an H.264 video that every browser plays (yuv420p).
+    """Write one video; see `save_videos`."""
+    save_videos([path], frames, fps)
 
-    Its sides must be even, so an odd last row or column is doubled.
+
+def save_videos(paths: Sequence[str | Path], frames: Iterable[np.ndarray], fps: int = 30) -> None:
+    """Write the same frames to several files; the suffixes choose the formats.
+
+    An .mp4 is H.264 in yuv420p, which every browser plays; its sides must be even, so an odd last row or column is
+    doubled. A .gif has a palette of its own for every frame and runs at the nearest speed in hundredths of a second.
 
     Args:
-        path: .mp4 file to make; it appears only when it is whole.
+        paths: files to make; each appears only when it is whole.
         frames: uint8 [h, w, 3], all of one size; taken one at a time, so that a generator keeps memory small.
         fps: frames per second.
+
+    Raises:
+        ValueError: no frames, frames of several sizes, or a suffix other than .mp4 and .gif.
     """
-    with replacing(path) as temporary:
-        writer = imageio.get_writer(
-            temporary,
-            fps=fps,
-            codec="libx264",
-            quality=VIDEO_QUALITY,
-            macro_block_size=1,
-            pixelformat="yuv420p",
-        )
-        # `with writer` would leave ffmpeg running, and writing, after an error.
-        with contextlib.closing(writer):
-            for frame in frames:
-                height, width = frame.shape[:2]
-                writer.append_data(np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
+    with contextlib.ExitStack() as files:
+        temporaries = [files.enter_context(replacing(path)) for path in paths]
+        frames = iter(frames)
+        first = next(frames, None)
+        if first is None:
+            raise ValueError(f"{paths[0]}: a video needs at least one frame.")
+        # The encoders end before the files take their places, after an error as well: ffmpeg would go on writing.
+        with contextlib.ExitStack() as running:
+            encoders = [running.enter_context(_encoder(path, first.shape, fps)) for path in temporaries]
+            for frame in itertools.chain([first], frames):
+                for append in encoders:
+                    append(frame)
+
+
+@contextlib.contextmanager
+def _encoder(path: Path, shape: tuple[int, ...], fps: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """A running ffmpeg, as the function that takes the next frame."""
+    height, width = shape[:2]
+    if path.suffix == ".mp4":
+        bottom, right = height % 2, width % 2
+        form = {"codec": "libx264", "quality": VIDEO_QUALITY, "pix_fmt_out": "yuv420p"}
+    elif path.suffix == ".gif":
+        bottom, right = 0, 0
+        # One palette a frame: a common one would have to see all frames before the first is written.
+        palettes = "[0:v]split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1"
+        form = {
+            "codec": "gif",
+            "quality": None,
+            "pix_fmt_out": "pal8",
+            "output_params": ["-filter_complex", palettes],
+        }
+    else:
+        raise ValueError(f"{path.name}: a video is .mp4 or .gif.")
+    size = (width + right, height + bottom)
+    encoder = imageio_ffmpeg.write_frames(
+        path, size, fps=fps, macro_block_size=1, ffmpeg_log_level="error", **form
+    )
+    encoder.send(None)  # starts it
+
+    def append(frame: np.ndarray) -> None:
+        if frame.shape != shape:
+            raise ValueError(f"{path.name}: a frame is {frame.shape}, the first one was {shape}.")
+        encoder.send(np.pad(frame, ((0, bottom), (0, right), (0, 0)), mode="edge").tobytes())
+
+    with contextlib.closing(encoder):
+        yield append

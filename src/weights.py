@@ -4,7 +4,7 @@ A file arrives in `<place>.part`, is resumed there after an interruption, and ge
 right. Where no digest was ever published, the one of the first download is written to `checkpoints/digests.json` and
 every later copy is compared with it. A file that was put in its place by hand is checked and recorded the same way.
 
-Public: Download, TABLE, DownloadError, place_of, fetch, verify.
+Public: Download, TABLE, DownloadError, place_of, fetch, verify; for other downloads: Refused, stream, asking, discard.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class DownloadError(ValueError):
     """A file that could not be fetched or is not the right one; the message says what to do."""
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """The server's answer will not change by asking again."""
 
 
@@ -96,6 +96,12 @@ TABLE: dict[str, Download] = (
         "lvsm_encoder_decoder_512": _hugging_face(
             "coast01/LVSM", "lvsm_scene_encoder_decoder_res512.pt", "eval/lvsm_encoder_decoder_512"
         ),
+        "efficient_lvsm_256": _hugging_face(
+            "Ayakaee/efficient-lvsm", "efficient_lvsm_res256.pt", "eval/efficient_lvsm_256"
+        ),
+        "efficient_lvsm_512": _hugging_face(
+            "Ayakaee/efficient-lvsm", "efficient_lvsm_res512.pt", "eval/efficient_lvsm_512"
+        ),
         "dinov2": Download(
             ("https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth",),
             "pretrained/dinov2_vitb14_reg4_pretrain.pth",
@@ -130,6 +136,19 @@ TABLE: dict[str, Download] = (
         "extrapolation_index": _index(
             "extrapolation.json", "f5ef161c4a099841", _LESS3DEPEND, "assets/extrapolation.json"
         ),
+    }
+    | {
+        f"lact_{name}": _hugging_face("airsplay/lact_nvs", f"{name}.pt", config)
+        for config, names in {
+            "lact_l24_d768_ttt2x": (
+                *("obj_res256", "obj_res512", "obj_res1024"),
+                *("scene_res128x128", "scene_res256x256", "scene_res512x512"),
+            ),
+            "lact_l24_d768_ttt4x": (
+                *("scene_res72x128", "scene_res144x256", "scene_res288x512", "scene_res536x960"),
+            ),
+        }.items()
+        for name in names
     }
     | {
         f"overlap_{size}_index": _index(
@@ -202,9 +221,9 @@ def fetch(
             if url.startswith(DRIVE):
                 _from_drive(url.removeprefix(DRIVE), part)
             else:
-                _stream(url, part, attempts, pause_s, timeout_s)
+                stream(url, part, attempts=attempts, pause_s=pause_s, timeout_s=timeout_s)
             break
-        except (_Refused, OSError, http.client.HTTPException) as error:
+        except (Refused, OSError, http.client.HTTPException) as error:
             failures.append(f"{url}: {error}")
     else:
         raise DownloadError(
@@ -214,10 +233,10 @@ def fetch(
     try:
         digest = verify(name, item, part, lock, accept_new_digest=accept_new_digest)
     except DownloadError:
-        _discard(part)
+        discard(part)
         raise
     part.replace(target)
-    _discard(part)
+    discard(part)
     return digest
 
 
@@ -249,22 +268,40 @@ def verify(name: str, item: Download, path: Path, lock: Path, *, accept_new_dige
     return digest
 
 
-def _stream(url: str, part: Path, attempts: int, pause_s: float, timeout_s: float) -> None:
-    """Append to `part` until it is whole; a connection that brought bytes does not count as failed."""
+def stream(
+    url: str,
+    part: Path,
+    *,
+    attempts: int,
+    pause_s: float,
+    timeout_s: float,
+    token: str = "",
+    bar: bool = True,
+) -> None:
+    """Append to `part` until it is whole; a connection that brought bytes does not count as failed.
+
+    Args:
+        token: sent to the first server as a bearer token, not to those that it refers to.
+        bar: show the progress of this file.
+
+    Raises:
+        Refused: asking again will not help.
+        OSError, HTTPException: the last of `attempts` failures in a row.
+    """
     failed = 0
     while True:
         before = part.stat().st_size if part.is_file() else 0
         try:
-            if _read_on(url, part, timeout_s):
+            if _read_on(url, part, timeout_s, token, bar):
                 return
             reason: Exception = ConnectionError("the connection was cut off")
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
-                raise _Refused(f"HTTP {error.code} {error.reason}") from None
+                raise Refused(f"HTTP {error.code} {error.reason}") from None
             reason = error
         except (OSError, http.client.HTTPException) as error:
             if isinstance(getattr(error, "reason", None), socket.gaierror):
-                raise _Refused("the name of the server cannot be resolved; no network?") from None
+                raise Refused("the name of the server cannot be resolved; no network?") from None
             reason = error
         failed = 0 if part.is_file() and part.stat().st_size > before else failed + 1
         if failed >= attempts:
@@ -273,11 +310,11 @@ def _stream(url: str, part: Path, attempts: int, pause_s: float, timeout_s: floa
         time.sleep(pause_s * 2 ** max(failed - 1, 0))
 
 
-def _read_on(url: str, part: Path, timeout_s: float) -> bool:
+def _read_on(url: str, part: Path, timeout_s: float, token: str, bar: bool) -> bool:
     """One request for what `part` lacks. True when the file is whole."""
     start = part.stat().st_size if part.is_file() else 0
     stamp = _stamp_of(part)
-    request = urllib.request.Request(url, headers={"User-Agent": "parallax", "Accept-Encoding": "identity"})
+    request = asking(url, token)
     if start:
         request.add_header("Range", f"bytes={start}-")
         if stamp.is_file():  # the server sends the whole file if it is no longer the one that was begun
@@ -290,48 +327,57 @@ def _read_on(url: str, part: Path, timeout_s: float) -> bool:
         total = error.headers.get("Content-Range", "").rpartition("/")[2]
         if total == str(start):
             return True
-        _discard(part)  # longer than the file, so of no use
+        discard(part)  # longer than the file, so of no use
         return False
     with response:
         if response.headers.get_content_type() == "text/html":
-            raise _Refused("a web page came instead of the file")
+            raise Refused("a web page came instead of the file")
         resumed = response.status == 206
         start = start if resumed else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         free = shutil.disk_usage(part.parent).free
         if total and total - start > free:
-            raise _Refused(f"needs {total - start:,} bytes, {part.parent} has {free:,} free")
+            raise Refused(f"needs {total - start:,} bytes, {part.parent} has {free:,} free")
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         if validator and not validator.startswith("W/"):  # a weak ETag does not promise equal bytes
             stamp.write_text(validator, encoding="utf-8")
-        bar = tqdm(
-            total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None, leave=False
-        )
-        with part.open("ab" if resumed else "wb") as file, bar:
+        shown = tqdm(
+            total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, leave=False,
+            disable=None if bar else True,
+        )  # fmt: skip
+        with part.open("ab" if resumed else "wb") as file, shown:
             while block := response.read(BLOCK_BYTES):
                 file.write(block)
-                bar.update(len(block))
+                shown.update(len(block))
     return total is None or part.stat().st_size == total
+
+
+def asking(url: str, token: str = "") -> urllib.request.Request:
+    """A request; the token stays with the server that is asked, whatever it refers to."""
+    request = urllib.request.Request(url, headers={"User-Agent": "parallax", "Accept-Encoding": "identity"})
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    return request
 
 
 def _from_drive(file_id: str, part: Path) -> None:
     try:
         gdown = importlib.import_module("gdown")
     except ImportError:
-        raise _Refused("Google Drive needs the package gdown: pip install gdown") from None
+        raise Refused("Google Drive needs the package gdown: pip install gdown") from None
     try:
         done = gdown.download(id=file_id, output=str(part), quiet=True, resume=part.is_file())
     except Exception as error:  # gdown raises many kinds, its own and those of requests
-        raise _Refused(f"gdown: {' '.join(str(error).split())}") from error
+        raise Refused(f"gdown: {' '.join(str(error).split())}") from error
     if done is None:
-        raise _Refused("gdown brought no file")
+        raise Refused("gdown brought no file")
 
 
 def _stamp_of(part: Path) -> Path:
     return part.with_name(part.name + ".version")
 
 
-def _discard(part: Path) -> None:
+def discard(part: Path) -> None:
     part.unlink(missing_ok=True)
     _stamp_of(part).unlink(missing_ok=True)

@@ -4,7 +4,8 @@ A `Batch` is an EasyDict: `image` uint8 [b, v, 3, h, w] (float32 in [0, 1] once 
 [b, v, 4, 4], `fxfycxcy` float32 [b, v, 4] pixels, `camera_scale` float32 [b] = a length between these cameras per
 length between those of the data set, `index` int64 [b, v, 2] = (frame, position of the scene in its
 list), `scene_name` list of b str, `target_idx` int64 [b, v_t] = columns of the target views, `num_input` int: the
-first so many columns are the context.
+first so many columns are the context; with `training.vae_latents` also `vae_latents` [b, v, 2, c, h', w'] = mean and
+deviation of an image codec's latents.
 
 Public: Batch, collate, to_device, split_views.
 """
@@ -36,7 +37,8 @@ def collate(samples: list[dict[str, Any]], num_input: int) -> dict[str, Any]:
             f"scenes {first} ({a[1]}x{a[0]}) and {second} ({b[1]}x{b[0]}) do not fit in one batch: "
             "set training.square_crop: true or training.batch_size_per_gpu: 1."
         )
-    fields: dict[str, Any] = {name: torch.stack([sample[name] for sample in samples]) for name in TENSORS}
+    names = [*TENSORS, *(["vae_latents"] if "vae_latents" in samples[0] else [])]
+    fields: dict[str, Any] = {name: torch.stack([sample[name] for sample in samples]) for name in names}
     return {**fields, "scene_name": [sample["scene_name"] for sample in samples], "num_input": num_input}
 
 
@@ -58,6 +60,7 @@ def split_views(batch: Batch, num_input: int) -> tuple[Views, Views]:
 
     def views(columns: tuple) -> Views:
         cameras = Cameras(batch.c2w[columns], batch.fxfycxcy[columns], height, width)
-        return Views(batch.image[columns], cameras)
+        posterior = batch.vae_latents[columns] if "vae_latents" in batch else None
+        return Views(batch.image[columns], cameras, posterior)
 
     return views((slice(None), slice(num_input))), views((rows, batch.target_idx))

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..config import ConfigError
 from ..files import exclusive, writable, write_bytes
+from . import packed
 from .chunks import (
     ChunkError,
     RawScene,
@@ -34,6 +35,7 @@ from .chunks import (
     is_zip,
     open_chunk,
     raw_scenes,
+    unpacked,
 )
 from .parallel import parallel_map
 from .scene import FrameError, SceneError, camera_problem
@@ -64,8 +66,8 @@ HEAD_BYTES = 2048
 TAIL_BYTES = 16
 """Read from the end of each frame while indexing, to check its place in the file."""
 
-OPEN_CHUNKS = 64
-"""Chunk files that one process keeps open."""
+OPEN_CHUNKS, WHOLE_CHUNKS = 64, 2
+"""Chunk files that one process keeps open, and packed ones that it keeps in memory as a whole."""
 
 
 # ----------------------------------------------------------------------------------------------- building
@@ -74,26 +76,38 @@ OPEN_CHUNKS = 64
 def index_chunk(path: Path) -> tuple[list[str], list[np.ndarray], list[tuple[str, str]]]:
     """Names, frame tables [f] of `FRAME`, and problems (where, why) of one chunk.
 
-    A chunk that cannot be used gives no scenes and one problem; every offset is checked against the file.
+    A chunk that cannot be used gives no scenes and one problem; every offset is checked against the file. Offsets in a
+    packed chunk are those in what is packed.
     """
+    if path.suffix != packed.SUFFIX:
+        return _index_file(path, path)
+    try:
+        with unpacked(path) as plain:
+            return _index_file(plain, path)
+    except (ChunkError, OSError) as error:
+        return [], [], [(path.name, str(error))]
+
+
+def _index_file(file: Path, path: Path) -> tuple[list[str], list[np.ndarray], list[tuple[str, str]]]:
+    """`index_chunk` of a plain file, which is called `path` in messages."""
     names: list[str] = []
     tables: list[np.ndarray] = []
     problems: list[tuple[str, str]] = []
     try:
-        if not is_zip(path):
-            open_chunk(path)  # a damaged file is reported as such
+        if not is_zip(file):
+            open_chunk(file)  # a damaged file is reported as such
             raise ChunkError(f"{path} was written by an old torch.save: convert it with process_data.py")
-        chunk = open_chunk(path)
-        shift = first_storage_offset(path) - min(_addresses(chunk), default=0)
-        with path.open("rb") as file:
+        chunk = open_chunk(file)
+        shift = first_storage_offset(file) - min(_addresses(chunk), default=0)
+        with file.open("rb") as opened:
             for scene in raw_scenes(chunk):
                 if isinstance(scene, SceneError):
                     problems.append((path.name, str(scene)))
                 else:
-                    tables.append(_frame_table(scene, file.fileno(), shift, path))
+                    tables.append(_frame_table(scene, opened.fileno(), shift, path))
                     names.append(scene.key)
     except (ChunkError, OSError) as error:
-        return [], [], [(path.name, str(error))]
+        return [], [], [(path.name, str(error).replace(str(file), str(path)))]
     except (RuntimeError, ValueError, BadZipFile) as error:  # sparse tensors, a list in itself, a foreign zip
         return [], [], [(path.name, f"{path} is packed in an unknown way ({type(error).__name__})")]
     return names, tables, problems
@@ -256,7 +270,7 @@ class ChunkScenes:
             np.load(self.index / f"{name}.npy", allow_pickle=False) for name in ("names", "chunk", "first")
         )
         self.frames = np.load(self.index / "frames.npy", mmap_mode="r", allow_pickle=False)
-        self.files: OrderedDict[int, int] = OrderedDict()
+        self.files: OrderedDict[int, PlainFile | packed.Packed] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("folder", "stamps", "index", "problems")}
@@ -276,21 +290,43 @@ class ChunkScenes:
         try:
             if chunk not in self.files:
                 self.files[chunk] = self._open_chunk(chunk)
-                if len(self.files) > OPEN_CHUNKS:
-                    os.close(self.files.popitem(last=False)[1])
+                while self._held() > OPEN_CHUNKS:
+                    self.files.popitem(last=False)
             self.files.move_to_end(chunk)
-            return os.pread(self.files[chunk], size, offset)
+            return self.files[chunk].read(size, offset)
         except OSError as error:
             raise FrameError(f"{self.folder / self.stamps[chunk][0]}: {error.strerror}") from error
+        except ValueError as error:
+            raise FrameError(f"{self.folder / self.stamps[chunk][0]} {error}") from error
 
-    def _open_chunk(self, chunk: int) -> int:
+    def _held(self) -> int:
+        """Open chunks; one that is in memory as a whole counts as many."""
+        return sum(
+            OPEN_CHUNKS // WHOLE_CHUNKS if getattr(file, "whole", b"") else 1 for file in self.files.values()
+        )
+
+    def _open_chunk(self, chunk: int) -> PlainFile | packed.Packed:
         name, *stamp = self.stamps[chunk]
-        file = os.open(self.folder / name, os.O_RDONLY)
-        stat = os.fstat(file)
+        path = self.folder / name
+        opened = packed.Packed(path) if path.suffix == packed.SUFFIX else PlainFile(path)
+        stat = path.stat()
         if [stat.st_size, stat.st_mtime_ns] != stamp:
-            os.close(file)
-            raise FrameError(f"{self.folder / name} has changed since it was indexed: start again")
-        return file
+            raise ValueError("has changed since it was indexed: start again")
+        return opened
+
+
+class PlainFile:
+    """A file read at random places; it is closed when it is no longer used."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = os.open(path, os.O_RDONLY)
+
+    def read(self, size: int, offset: int) -> bytes:
+        return os.pread(self.file, size, offset)
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            os.close(self.file)
 
 
 class ChunkScene:

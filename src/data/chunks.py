@@ -1,17 +1,19 @@
-"""Raw `.torch` chunks, the form in which RealEstate10K, ACID and DL3DV are handed around.
+"""Raw `.torch` chunks, the form in which RealEstate10K, ACID and DL3DV are handed around, and the same as `.bl2`.
 
 A chunk is `torch.save` of a list of dicts: `key` (scene name), `cameras` float32 [f, 18] (fx, fy, cx, cy divided by
 image width and height, two unused numbers, 3x4 world-to-camera row by row, OpenCV), `images` (f uint8 tensors, each
 the bytes of one JPEG file). Format: pixelSplat, src/dataset/dataset_re10k.py.
 
-Public: ChunkError, RawScene, find_chunks, open_chunk, raw_scenes, frame_camera.
+Public: ChunkError, RawScene, find_chunks, stage_folders, open_chunk, unpacked, raw_scenes, frame_camera.
 """
 
 from __future__ import annotations
 
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
+from . import packed
 from .scene import SceneError
 
 MAX_KEY_BYTES = 200
@@ -44,17 +47,38 @@ def find_chunks(folder: Path) -> list[Path]:
     """The chunk files of a folder, sorted by name; ConfigError if there are none."""
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder.")
-    chunks = sorted(folder.glob("*.torch"))
+    chunks = _chunks_in(folder)
     if not chunks:
-        below = [
-            path.name for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.torch"))
-        ]
+        below = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and _chunks_in(path)]
         lists = sorted(folder.glob("full_list.txt")) + sorted(folder.glob("*/full_list.txt"))
         hint = (
             f" Did you mean {folder / below[0]}?" if below else f" Did you mean {lists[0]}?" if lists else ""
         )
         raise ConfigError(f"{folder} holds no .torch chunks.{hint}")
+    if len({path.suffix for path in chunks}) > 1:
+        raise ConfigError(
+            f"{folder} holds both .torch and {packed.SUFFIX} chunks, perhaps the same ones twice: keep one kind."
+        )
     return chunks
+
+
+def stage_folders(root: Path) -> list[tuple[str, Path]]:
+    """Folders of chunks: `root` itself under the name "", or those in it (`train`, `test`) under theirs.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if root.is_dir() and not _chunks_in(root):
+        below = [(path.name, path) for path in sorted(root.iterdir()) if path.is_dir() and _chunks_in(path)]
+        if below:
+            return below
+    find_chunks(root)
+    return [("", root)]
+
+
+def _chunks_in(folder: Path) -> list[Path]:
+    files = [*folder.glob("*.torch"), *folder.glob(f"*{packed.SUFFIX}")]
+    return sorted(file for file in files if not file.name.startswith("."))  # hidden: still being written
 
 
 def is_zip(path: Path) -> bool:
@@ -69,8 +93,28 @@ def open_chunk(path: Path) -> list:
     Raises:
         ChunkError: damaged, cut short, or not such a file.
     """
+    if path.suffix == packed.SUFFIX:
+        with unpacked(path) as plain:
+            return _load(plain, path, mmap=False)
+    return _load(path, path, mmap=is_zip(path))
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """A temporary `.torch` file with the content of a `.bl2` file; ChunkError if that is damaged."""
+    with tempfile.TemporaryDirectory(prefix="parallax-") as folder:
+        plain = Path(folder, path.stem)
+        try:
+            packed.Packed(path).unpack(plain)
+        except (ValueError, OSError) as error:
+            raise ChunkError(f"{path} {error}") from error
+        yield plain
+
+
+def _load(file: Path, path: Path, mmap: bool) -> list:
+    """The list in `file`, which is called `path` in messages."""
     try:
-        chunk = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
+        chunk = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file can break the unpickler in any way
         raise ChunkError(f"{path} {_load_problem(error)}") from error
     if not isinstance(chunk, list):

@@ -7,7 +7,7 @@
 Unlike there, paths are relative (image_path to the metadata file, lines to the list), a frame that cannot be used
 keeps its place and is marked missing, and a scene appears whole or not at all: its metadata is written last.
 
-Public: Options, Report, convert.
+Public: Options, Report, convert; for other importers: data_set_folder, write_scene, missing_frames, missing_entry.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -84,22 +85,28 @@ def convert(options: Options, num_processes: int, chunk_size: int) -> Report:
         ConfigError: no chunks, or another conversion is writing to the same folder.
     """
     chunks = find_chunks(options.source)
+    with data_set_folder(options.target):
+        return _convert_all(options, chunks, num_processes, chunk_size)
+
+
+@contextmanager
+def data_set_folder(target: Path) -> Iterator[None]:
+    """While it is open, scenes may be written into `target`; at the end all that are whole are listed.
+
+    Raises:
+        ConfigError: another conversion is writing there.
+    """
     for name in ("images", "metadata"):
-        (options.target / name).mkdir(parents=True, exist_ok=True)
-    with exclusive(options.target / ".lock", wait=False) as free:
+        (target / name).mkdir(parents=True, exist_ok=True)
+    with exclusive(target / ".lock", wait=False) as free:
         if not free:
-            raise ConfigError(
-                f"{options.target}: another conversion is writing here. Wait for it, or stop it."
-            )
-        for leftover in [
-            *options.target.glob("images/.*.partial"),
-            *options.target.glob("metadata/.*.tmp.json"),
-        ]:
+            raise ConfigError(f"{target}: another conversion is writing here. Wait for it, or stop it.")
+        for leftover in [*target.glob("images/.*.partial"), *target.glob("metadata/.*.tmp.json")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         try:
-            return _convert_all(options, chunks, num_processes, chunk_size)
+            yield
         finally:
-            _write_list(options.target)
+            _write_list(target)
 
 
 def _convert_all(options: Options, chunks: list[Path], num_processes: int, chunk_size: int) -> Report:
@@ -177,25 +184,52 @@ def _convert_scene(options: Options, scene: RawScene, chunk: str, report: Report
     finished = _finished_frames(options, scene)
     if finished is not None:
         report.kept += 1
-        report.bad_frames += _missing(scene.key, finished)
+        report.bad_frames += missing_frames(scene.key, finished)
         return
-    metadata = options.target / "metadata" / f"{scene.key}.json"
-    images = options.target / "images" / scene.key
-    partial_images = images.with_name(f".{scene.key}.partial")
+    write = partial(_write_frame, options, scene)
+    problem = write_scene(options.target, scene.key, len(scene.images), write, report)
+    if problem:
+        report.bad_scenes.append((chunk, f"scene {scene.key}: {problem}"))
+
+
+def write_scene(
+    target: Path,
+    key: str,
+    num_frames: int,
+    write_frame: Callable[[int, Path], dict],
+    report: Report,
+    made_by: dict | None = None,
+) -> str:
+    """Write one scene, whole or not at all; what was there of it is replaced.
+
+    Args:
+        write_frame: (frame number, folder of pictures) -> its entry in the metadata; called for each frame in turn.
+        report: is told of the scene and its frames.
+        made_by: kept in the metadata under this name.
+
+    Returns:
+        why nothing was written, "" if it was.
+    """
+    metadata, images = target / "metadata" / f"{key}.json", target / "images" / key
+    partial_images = images.with_name(f".{key}.partial")
     metadata.unlink(missing_ok=True)
     shutil.rmtree(images, ignore_errors=True)
     partial_images.mkdir()
-    frames = [_write_frame(options, scene, number, partial_images) for number in range(len(scene.images))]
+    frames = [write_frame(number, partial_images) for number in range(num_frames)]
     if all("missing" in frame for frame in frames):
         shutil.rmtree(partial_images)
-        why = f"none of its {len(frames)} frames can be used; first: {frames[0]['reason']}"
-        report.bad_scenes.append((chunk, f"scene {scene.key}: {why}"))
-        return
-    report.bad_frames += _missing(scene.key, frames)
+        return f"none of its {len(frames)} frames can be used; first: {frames[0]['reason']}"
+    report.bad_frames += missing_frames(key, frames)
     os.replace(partial_images, images)
-    content = json.dumps({"scene_name": scene.key, "frames": frames}, indent=4)
-    write_bytes(metadata, content.encode(), sync=True)
+    content = {"scene_name": key, **({"made_by": made_by} if made_by else {}), "frames": frames}
+    write_bytes(metadata, json.dumps(content, indent=4).encode(), sync=True)
     report.written += 1
+    return ""
+
+
+def missing_entry(reason: object) -> dict:
+    """The metadata of a frame that cannot be used."""
+    return {"image_path": None, "fxfycxcy": None, "w2c": None, "missing": True, "reason": str(reason)}
 
 
 def _write_frame(options: Options, scene: RawScene, number: int, folder: Path) -> dict:
@@ -211,7 +245,7 @@ def _write_frame(options: Options, scene: RawScene, number: int, folder: Path) -
         elif options.verify == "decode":
             decode_image(data)
     except ValueError as error:
-        return {"image_path": None, "fxfycxcy": None, "w2c": None, "missing": True, "reason": str(error)}
+        return missing_entry(error)
     name = f"{number:05d}{SUFFIX[kind]}"
     (folder / name).write_bytes(data)
     path = f"../images/{scene.key}/{name}"
@@ -230,7 +264,8 @@ def _as_png(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _missing(key: str, frames: list[dict]) -> list[tuple[str, str]]:
+def missing_frames(key: str, frames: list[dict]) -> list[tuple[str, str]]:
+    """(scene and frame, reason) of the frames that are marked missing."""
     missing = [(number, frame) for number, frame in enumerate(frames) if "missing" in frame]
     return [(f"{key} frame {number}", frame["reason"]) for number, frame in missing]
 

@@ -19,10 +19,15 @@ import torch
 
 from ..config import ConfigError
 from ..geometry.frames import POSE_FRAMES
-from ..settings import RunConfig, ViewSelector
+from ..settings import RunConfig
+from ..settings_views import EVERY_FRAME, OWN_TARGETS, ViewSelector
 from .chunk_index import ChunkScenes
+from .latents import open_store
+from .meta import expected_shape
+from .objects import ObjectScenes
+from .overlap import fields_of_view_deg
 from .scene import FrameError, ListedScenes, Scene, SceneError, Scenes
-from .transforms import cover_and_crop, decode_image, invert_pose, resize_and_crop
+from .transforms import cover_and_crop, decode_pixels, invert_pose, mirror, over_white, resize_and_crop
 from .view_sampler import Wanted, view_sampler
 
 Resize = Callable[[np.ndarray, np.ndarray, int, int, bool], tuple[np.ndarray, np.ndarray]]
@@ -30,20 +35,25 @@ Resize = Callable[[np.ndarray, np.ndarray, int, int, bool], tuple[np.ndarray, np
 DRAWS_PER_SCENE = 4
 """Choices of views that may meet a damaged frame before the scene is replaced."""
 
+SHORTEST_BASELINE = 1e-3
+"""Distance of context views, in the data set's units, below which `make_baseline_1` declines a scene (as published)."""
+
 RANDOM_SUBSTITUTES = 16
 """Scenes tried at random before all are tried in turn."""
 
 
 def open_scenes(path: str) -> Scenes:
-    """The scenes behind a `full_list.txt` or a folder of `.torch` chunks.
+    """The scenes behind a `full_list.txt`, a folder of `.torch` chunks or a `.json` list of `opencv_cameras.json`.
 
     Raises:
         ConfigError: there is nothing of the kind.
     """
     if not path:
         raise ConfigError(
-            "training.dataset_path is empty: name a full_list.txt or a folder of .torch chunks."
+            "training.dataset_path is empty: name a full_list.txt, a folder of .torch chunks or a .json list of scenes."
         )
+    if path.endswith(".json"):
+        return ObjectScenes(Path(path))
     return ChunkScenes(Path(path)) if Path(path).is_dir() else ListedScenes(Path(path))
 
 
@@ -63,10 +73,21 @@ class ViewSettings:
     target_has_input: bool
     view_sampler: str
     view_selector: ViewSelector
+    sort_context_index: bool
+    sort_target_index: bool
+    max_fov: float
+    skip_bad_shape: bool
+    augment: bool
+    make_baseline_1: bool
+    keep_principal_point: bool
+    vae_latents: str
 
     @classmethod
-    def of(cls, config: RunConfig) -> ViewSettings:
-        """Collect them from a run's config; ConfigError if pictures could not be cut into patches."""
+    def of(cls, config: RunConfig, *, latents: bool = False) -> ViewSettings:
+        """Collect them from a run's config; ConfigError if pictures could not be cut into patches.
+
+        latents: samples carry the latents of `training.vae_latents`, which training alone reads.
+        """
         training, tokenizer = config.training, config.model.image_tokenizer
         names = [name for name in cls.__dataclass_fields__ if name not in ("image_size", "patch_size")]
         values = {name: getattr(training, name) for name in names}
@@ -75,6 +96,8 @@ class ViewSettings:
                 f"training.image_shape is {training.image_shape}: expected multiples of the model's patch size "
                 f"{tokenizer.patch_size}."
             )
+        if not latents:
+            values["vae_latents"] = ""
         return cls(image_size=tokenizer.image_size, patch_size=tokenizer.patch_size, **values)
 
 
@@ -83,8 +106,9 @@ class SceneDataset:
 
     A sample is a dict: image uint8 [v, 3, h, w], c2w float32 [v, 4, 4], fxfycxcy float32 [v, 4] pixels, camera_scale
     float32 [] (length between its cameras per length between those of the data set), index int64
-    [v, 2] = (frame, position of the scene), scene_name, target_idx int64 [v_t]; and for the loader's report:
-    `replaced` list of "scene: reason", `enlarged` number of pictures smaller than the image size.
+    [v, 2] = (frame, position of the scene), scene_name, target_idx int64 [v_t], with `training.vae_latents` also
+    vae_latents [v, 2, c, h', w'] (mean and deviation); and for the loader's report:
+    `num_input`, `replaced` list of "scene: reason", `enlarged` number of pictures smaller than the image size.
     """
 
     def __init__(self, path: str, settings: ViewSettings, resize: Resize = resize_and_crop) -> None:
@@ -92,6 +116,8 @@ class SceneDataset:
         self.path, self.settings, self.resize = path, settings, resize
         self.scenes = open_scenes(path)
         self.choose_views = view_sampler(settings.view_sampler)
+        self.latents = open_store(path, settings.vae_latents, settings)
+        self.expected_shape = expected_shape(path) if settings.skip_bad_shape else None
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -111,11 +137,11 @@ class SceneDataset:
             except SceneError as error:
                 replaced.append(f"{self.scenes.names[candidate]}: {error}")
                 continue
-            sample["target_idx"] = torch.tensor(self._targets(rng))
+            sample["target_idx"] = torch.tensor(self._targets(sample["num_input"], rng))
             sample["replaced"] = replaced
             return sample
         raise SceneError(
-            f"{self.path}: none of its {len(self)} scenes gives a sample of {self.settings.num_views} views; "
+            f"{self.path}: none of its {len(self)} scenes gives a sample of {self._num_views(num_input)} views; "
             f"{replaced[0]}"
         )
 
@@ -133,7 +159,7 @@ class SceneDataset:
         """
         scene = self.scenes[position]
         wanted = Wanted(
-            num_views=self.settings.num_views,
+            num_views=self._num_views(num_input),
             num_input=num_input,
             selector=self.settings.view_selector,
             step=step,
@@ -145,17 +171,33 @@ class SceneDataset:
                     f"{scene.num_frames} frames are too few for {wanted.num_views} views with "
                     f"training.view_sampler {self.settings.view_sampler} and its training.view_selector"
                 )
+            if self.settings.view_sampler in EVERY_FRAME:
+                num_input = len(frames)
+            mirrored = self.settings.augment and rng.random() < 0.5
             try:
-                return self._views(scene, position, frames, num_input)
+                return self._views(scene, position, self._sorted(frames, num_input), num_input, mirrored)
             except FrameError:
                 if draw == DRAWS_PER_SCENE - 1:
                     raise
         raise AssertionError("unreachable")
 
-    def _targets(self, rng: random.Random) -> list[int]:
-        """Columns to render: any of the views, context included (published), or the last ones."""
-        views, targets = self.settings.num_views, self.settings.num_target_views
-        if self.settings.target_has_input:
+    def _num_views(self, num_input: int) -> int:
+        """Views of a sample with so many context views."""
+        s = self.settings
+        return num_input + s.num_target_views if s.view_sampler in OWN_TARGETS else s.num_views
+
+    def _sorted(self, frames: list[int], num_input: int) -> list[int]:
+        context, others = frames[:num_input], frames[num_input:]
+        if self.settings.sort_context_index:
+            context = sorted(context)
+        return [*context, *(sorted(others) if self.settings.sort_target_index else others)]
+
+    def _targets(self, num_input: int, rng: random.Random) -> list[int]:
+        """Columns to render: any of the views, context included (published by LVSM), or the last ones."""
+        views, targets = self._num_views(num_input), self.settings.num_target_views
+        if self.settings.view_sampler in EVERY_FRAME:
+            return list(range(num_input))
+        if self.settings.target_has_input and self.settings.view_sampler not in OWN_TARGETS:
             return rng.sample(range(views), targets)
         return list(range(views - targets, views))
 
@@ -172,8 +214,12 @@ class SceneDataset:
         sample["replaced"] = []
         return sample
 
-    def _views(self, scene: Scene, position: int, frames: list[int], num_input: int) -> dict[str, Any]:
-        views = [self._view(scene, frame) for frame in frames]
+    def _views(
+        self, scene: Scene, position: int, frames: list[int], num_input: int, mirrored: bool = False
+    ) -> dict[str, Any]:
+        views = [self._view(scene, frame, check_scene=place == 0) for place, frame in enumerate(frames)]
+        if mirrored:
+            views = [(*mirror(image, fxfycxcy, c2w), small) for image, fxfycxcy, c2w, small in views]
         images, intrinsics, c2w, small = zip(*views)
         if len({image.shape for image in images}) > 1:
             sizes = sorted({f"{image.shape[1]}x{image.shape[0]}" for image in images})
@@ -183,35 +229,78 @@ class SceneDataset:
         reference = slice(None) if self.settings.pose_norm == "all" else slice(num_input)
         poses = torch.from_numpy(np.stack(c2w).astype(np.float32))  # [v, 4, 4]
         place = POSE_FRAMES[self.settings.pose_frame]
-        normalized = place(poses, self.settings.scene_scale_factor, reference)
+        scaled = _baseline_1(poses, num_input) if self.settings.make_baseline_1 else poses
+        normalized = place(scaled, self.settings.scene_scale_factor, reference)
+        latents = {"vae_latents": self.latents.read(scene.name, frames)} if self.latents else {}
         return {
+            **latents,
             "image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),  # [v, 3, h, w]
             "c2w": normalized,
             "camera_scale": _length_ratio(normalized, poses),
             "fxfycxcy": torch.from_numpy(np.stack(intrinsics).astype(np.float32)),  # [v, 4]
             "index": torch.tensor([[frame, position] for frame in frames]),
             "scene_name": str(scene.name),
+            "num_input": num_input,
             "enlarged": sum(small),
         }
 
-    def _view(self, scene: Scene, frame: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    def picture(self, scene: Scene, frame: int) -> np.ndarray:
+        """One frame as samples show it, uint8 [h, w, 3]; raises FrameError if it cannot be used."""
+        return self._view(scene, frame)[0]
+
+    def _view(
+        self, scene: Scene, frame: int, check_scene: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
         """Picture uint8 [h, w, 3], intrinsics [4], c2w [4, 4], and whether the picture had to be enlarged."""
         if reason := scene.missing(frame):
             raise FrameError(f"frame {frame}: {reason}")
         fxfycxcy, w2c = scene.camera(frame)
         try:
-            image = decode_image(scene.encoded(frame))
+            image = decode_pixels(scene.encoded(frame))
         except ValueError as error:
             raise FrameError(f"frame {frame}: {error}") from error
+        height, width = image.shape[:2]
+        if self.expected_shape and (height, width) != self.expected_shape:
+            wanted = "x".join(map(str, self.expected_shape[::-1]))
+            raise SceneError(f"a picture is {width}x{height}, not {wanted} as meta.json states")
+        if check_scene and self.settings.max_fov:
+            self._check_field_of_view(scene, height, width)
         s = self.settings
         if s.image_shape:
             height, width = s.image_shape
             small = image.shape[0] < height or image.shape[1] < width
-            image, fxfycxcy = cover_and_crop(image, fxfycxcy, height, width)
+            image, fxfycxcy = cover_and_crop(image, fxfycxcy, height, width, s.keep_principal_point)
         else:
             small = min(image.shape[:2]) < s.image_size
+            image = over_white(image)
             image, fxfycxcy = self.resize(image, fxfycxcy, s.image_size, s.patch_size, s.square_crop)
         return image, fxfycxcy, invert_pose(w2c), small
+
+    def _check_field_of_view(self, scene: Scene, height: int, width: int) -> None:
+        """Raises SceneError if a camera of the scene sees too much, all pictures being height x width."""
+        frames = [frame for frame in range(scene.num_frames) if not scene.missing(frame)]
+        fxfycxcy = np.stack([scene.camera(frame)[0] for frame in frames])
+        widest = fields_of_view_deg(fxfycxcy / [width, height, width, height]).max()
+        if widest > self.settings.max_fov:
+            raise SceneError(
+                f"field of view {widest:.1f} degrees, above training.max_fov {self.settings.max_fov:g}"
+            )
+
+
+def _baseline_1(c2w: torch.Tensor, num_input: int) -> torch.Tensor:
+    """Scaled until the first and the last context view are 1 apart. [v, 4, 4]
+
+    Raises:
+        SceneError: they are in one place.
+    """
+    baseline = (c2w[num_input - 1, :3, 3] - c2w[0, :3, 3]).norm()
+    if baseline < SHORTEST_BASELINE:
+        raise SceneError(
+            f"its context views are {baseline:.1e} apart, too little for training.make_baseline_1"
+        )
+    scaled = c2w.clone()
+    scaled[:, :3, 3] /= baseline
+    return scaled
 
 
 def _length_ratio(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

@@ -21,13 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..config import ConfigError
-from ..settings import RunConfig
+from ..settings import Inference, RunConfig
 from . import dataset_class
 from .batch import Batch, collate
 from .dataset import SceneDataset, ViewSettings
 from .loader import EVALUATION_SHARE, plan_prefetch
 from .scene import SceneError
 from .transforms import image_header, resized_size
+from .view_choice import choose_index, index_text
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,18 @@ class Entry:
 
     context: tuple[int, ...]
     target: tuple[int, ...]
+
+    def with_context(self, count: int) -> Entry:
+        """The same targets with so many of the context views: the first and the last, the others spread evenly.
+
+        Raises:
+            SceneError: there are fewer.
+        """
+        if count > len(self.context):
+            raise SceneError(f"{len(self.context)} context views in the index, fewer than {count}")
+        ordered, last = sorted(self.context), len(self.context) - 1
+        places = [round(place * last / max(1, count - 1)) for place in range(count)]
+        return Entry(tuple(ordered[place] for place in places), self.target)
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,10 @@ def read_index(path: str) -> EvaluationIndex:
         ConfigError: absent, not JSON, or of another form.
     """
     if not path:
-        raise ConfigError("inference.view_idx_file_path is empty: evaluation needs an index file.")
+        raise ConfigError(
+            "inference.view_idx_file_path is empty: name an evaluation index, or set inference.view_selection to "
+            "kmeans, random or uniform."
+        )
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"inference.view_idx_file_path {path}: no such file.")
@@ -97,7 +113,7 @@ def evaluation_loader(
     """The scenes of `inference.view_idx_file_path` that `rank` scores.
 
     Args:
-        dataset_path: a `full_list.txt` or a folder of `.torch` chunks.
+        dataset_path: as for `open_scenes`.
         pin: hand out page-locked tensors.
 
     Raises:
@@ -116,20 +132,24 @@ class EvaluationLoader:
     missing: (scene, reason) of the others: those found at the start, the same on all ranks; while iterating, scenes
         of this rank whose pictures prove damaged are added.
     enlarged: pictures of this rank that were smaller than the image size, counted while iterating.
-    index_path, index_sha256: the index file.
+    index_path, index_sha256: the index file, or what `inference.view_selection` chose instead.
+    chosen_index: text of an index file with this choice; empty if the index was read from a file.
     """
 
     def __init__(self, config: RunConfig, dataset_path: str, rank: int, world: int, pin: bool) -> None:
-        index = read_index(config.inference.view_idx_file_path)
-        self.index_path, self.index_sha256 = index.path, index.sha256
-        self.num_null, self.num_in_index = index.num_null, index.num_null + len(index.entries)
+        from_file = config.inference.view_selection == "index"
+        index = read_index(config.inference.view_idx_file_path) if from_file else None
         if not isinstance(dataset_path, str):
             raise ConfigError("evaluation reads one data set: name one path, not a weighted list.")
         self.pin, self.training = pin, config.training
         self.dataset = dataset_class(config.training.dataset_name)(dataset_path, ViewSettings.of(config))
         self.missing: list[tuple[str, str]] = []
+        self.chosen_index = ""
+        index = index or self._choose(config.inference)
+        self.index_path, self.index_sha256 = index.path, index.sha256
+        self.num_null, self.num_in_index = index.num_null, index.num_null + len(index.entries)
         self.enlarged = 0
-        usable = self._usable(index, config.inference.max_scenes)
+        usable = self._usable(index, config.inference.max_scenes, config.inference.num_context_views)
         self.num_scenes = len(usable)
         if self.missing:
             log.warning(
@@ -141,7 +161,18 @@ class EvaluationLoader:
             raise ConfigError(f"{index.path}: none of its {len(index.entries)} scenes is usable{first}.")
         self.requests = self._deal(usable, rank, world)
 
-    def _usable(self, index: EvaluationIndex, max_scenes: int) -> list[_Request]:
+    def _choose(self, inference: Inference) -> EvaluationIndex:
+        """The index that `inference.view_selection` makes; scenes with too few frames go to `missing`."""
+        chosen, problems = choose_index(self.dataset.scenes, inference, inference.max_scenes)
+        self.missing += problems
+        self.chosen_index = index_text(chosen, problems)
+        entries = {
+            scene: Entry(tuple(frames.context), tuple(frames.target)) for scene, frames in chosen.items()
+        }
+        label = f"{inference.view_selection} views of {self.dataset.path}, seed {inference.view_seed}"
+        return EvaluationIndex(label, hashlib.sha256(self.chosen_index.encode()).hexdigest(), entries, 0)
+
+    def _usable(self, index: EvaluationIndex, max_scenes: int, num_context: int) -> list[_Request]:
         """Scenes in the order of the data set; what cannot be scored goes to `missing`."""
         chosen = list(index.entries)[: max_scenes or None]
         names = self.dataset.scenes.names
@@ -152,6 +183,7 @@ class EvaluationLoader:
         for scene in tqdm(present, desc="checking scenes", unit="scene", disable=len(present) < 500):
             entry = index.entries[scene]
             try:
+                entry = entry.with_context(num_context) if num_context else entry
                 _check_frames(self.dataset, positions[scene], entry, index.path)
             except SceneError as error:
                 self.missing.append((scene, str(error)))

@@ -4,7 +4,7 @@ Optimiser step u, micro-step a, rank r, sample j takes the global sample number 
 + j (`order.py`), so one process with batch 8, two with 4, or two accumulated batches of 4 see the same samples, and a
 run resumed after n samples goes on with number n, whatever the number of workers.
 
-Public: training_loader, TrainingLoader, BatchNumbers, plan_prefetch.
+Public: training_loader, TrainingLoader, BatchNumbers, ContextCounts, plan_prefetch, sources.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..config import ConfigError
 from ..settings import RunConfig, Training
 from . import dataset_class
 from .batch import Batch, collate
+from .bounded_views import context_counts
 from .dataset import ViewSettings
 from .order import Order, context_size, sample_rng
 from .scene import SceneError
@@ -60,10 +61,10 @@ class TrainingLoader:
         self.training, self.rank, self.world = config.training, rank, world
         self.samples_seen, self.pin = samples_seen, pin
         self.samples = _Samples(config)
-        self.contexts = _context_choices(config.training)
+        self.contexts = ContextCounts(config.training)
         self.counts = {"samples": 0, "replaced_scenes": 0, "enlarged_pictures": 0}
         self.first_replaced: list[str] = []
-        probe = self.samples[[(samples_seen, self.contexts[0], 0)]]
+        probe = self.samples[[(samples_seen, self.contexts.most, 0)]]
         self.batch_bytes = _take(probe)["image"].nbytes * config.training.batch_size_per_gpu
         self.num_workers, self.prefetch_factor = plan_prefetch(
             self.batch_bytes,
@@ -138,10 +139,9 @@ class BatchNumbers:
     """The batches of one rank, for ever: for each a list of (global sample number, context views, step)."""
 
     def __init__(
-        self, training: Training, contexts: list[int], rank: int, world: int, samples_seen: int
+        self, training: Training, contexts: ContextCounts, rank: int, world: int, samples_seen: int
     ) -> None:
         self.batch, self.accum = training.batch_size_per_gpu, training.grad_accum_steps
-        self.seed = training.seed
         self.contexts, self.rank, self.world, self.samples_seen = contexts, rank, world, samples_seen
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
@@ -149,7 +149,7 @@ class BatchNumbers:
         first = self.samples_seen
         while True:
             step = first // per_update
-            num_input = context_size(self.seed, step, self.contexts)
+            num_input = self.contexts.at(step)
             for micro_step in range(self.accum):
                 start = first + (micro_step * self.world + self.rank) * self.batch
                 yield [(number, num_input, step) for number in range(start, start + self.batch)]
@@ -180,6 +180,27 @@ def plan_prefetch(batch_bytes: int, num_workers: int, prefetch_factor: int, limi
     return workers, factor
 
 
+class ContextCounts:
+    """How many context views the samples of an optimiser step have: the same on all ranks, in all micro-steps.
+
+    most: the largest number there can be.
+    """
+
+    def __init__(self, training: Training) -> None:
+        """Raises ConfigError if there is no number to draw from."""
+        self.training, self.selector = training, training.view_selector
+        self.drawn_in_warm_up = (
+            training.view_sampler == "boundedv2" and self.selector.random_num_context_views
+        )
+        self.fixed = _context_choices(training)
+        self.most = self.selector.max_context_views if self.drawn_in_warm_up else max(self.fixed)
+
+    def at(self, step: int) -> int:
+        """The number of context views of a step."""
+        choices = list(context_counts(self.selector, step)) if self.drawn_in_warm_up else self.fixed
+        return context_size(self.training.seed, step, choices)
+
+
 def _context_choices(training: Training) -> list[int]:
     if not training.dynamic_input_view_num:
         return [training.num_input_views]
@@ -198,9 +219,9 @@ class _Samples(Dataset):
 
     def __init__(self, config: RunConfig) -> None:
         training = config.training
-        paths, weights = _sources(training.dataset_path)
+        paths, weights = sources(training.dataset_path)
         build = dataset_class(training.dataset_name)
-        self.sources = [build(path, ViewSettings.of(config)) for path in paths]
+        self.sources = [build(path, ViewSettings.of(config, latents=True)) for path in paths]
         sizes = [len(source) for source in self.sources]
         self.offsets = [sum(sizes[:number]) for number in range(len(sizes))]
         self.order = Order(sizes, weights, training.seed)
@@ -210,7 +231,7 @@ class _Samples(Dataset):
         """Fields of a batch; {"error": message} where there is none, as exceptions of a worker lose their form."""
         try:
             samples = [self._sample(*key) for key in numbers]
-            batch = collate(samples, numbers[0][1])
+            batch = collate(samples, samples[0]["num_input"])
         except (SceneError, ValueError) as error:
             return {"error": str(error)}
         batch["replaced"] = [line for sample in samples for line in sample["replaced"]]
@@ -225,7 +246,7 @@ class _Samples(Dataset):
         return sample
 
 
-def _sources(dataset_path: str | list) -> tuple[list[str], list[float]]:
+def sources(dataset_path: str | list) -> tuple[list[str], list[float]]:
     """Paths and weights of `training.dataset_path`."""
     if isinstance(dataset_path, str):
         return [dataset_path], [1.0]

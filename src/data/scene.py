@@ -150,4 +150,8 @@ class ListedScenes:
 
     def __getitem__(self, position: int) -> JsonScene:
         """Raises SceneError if the scene's metadata cannot be read."""
-        return JsonScene(_nearest_to(self.path.parent, self.lines[position]), self.names[position])
+        return JsonScene(self.metadata_path(position), self.names[position])
+
+    def metadata_path(self, position: int) -> Path:
+        """The file of a scene."""
+        return _nearest_to(self.path.parent, self.lines[position])

@@ -3,7 +3,8 @@
 Source: LVSM and Less3Depend, dataset_scene.py (PIL LANCZOS, int() then rounding half to even). Beyond them: grey,
 RGBA, portrait and small pictures.
 
-Public: decode_image, image_header, resized_size, resize_and_crop, cover_and_crop, invert_pose.
+Public: decode_image, decode_pixels, over_white, image_header, resized_size, resize_and_crop, cover_and_crop, mirror,
+mirrored_pose, invert_pose.
 """
 
 from __future__ import annotations
@@ -53,28 +54,47 @@ def image_header(data: bytes) -> tuple[int, int, str]:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Pixels of an encoded picture as RGB uint8 [h, w, 3].
+    """Pixels of an encoded picture as RGB uint8 [h, w, 3], transparency laid over white.
 
-    Grey becomes RGB, transparency is laid over white, orientation tags are ignored (the cameras belong to the stored
+    Raises:
+        ValueError: damaged, cut short, or of a pixel type that has no place in 8 bits.
+    """
+    return over_white(decode_pixels(data))
+
+
+def decode_pixels(data: bytes) -> np.ndarray:
+    """Pixels of an encoded picture as uint8 [h, w, 3] RGB or, where it has transparency, [h, w, 4] RGBA (straight).
+
+    Grey and palettes become RGB, 16 bits become 8, orientation tags are ignored (the cameras belong to the stored
     pixels). A JPEG and the PNG made of its pixels give the same array.
 
     Raises:
-        ValueError: damaged, cut short, or of a pixel type without 8 bits.
+        ValueError: as `decode_image`.
     """
     try:
         with _open(data) as image:
+            if image.mode.startswith("I") and image.format == "PNG":
+                return _deep_grey(np.asarray(image))
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"pixels of type {image.mode}, not 8 bits")
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                return _over_white(np.asarray(image.convert("RGBA")))
+                return np.asarray(image.convert("RGBA"))
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except _BROKEN as error:
         raise ValueError(f"cannot be decoded ({error})") from error
 
 
-def _over_white(rgba: np.ndarray) -> np.ndarray:
-    """Straight alpha over white, rounded. uint8 [h, w, 4] -> [h, w, 3]"""
-    rgb, alpha = rgba[..., :3].astype(np.uint32), rgba[..., 3:].astype(np.uint32)
+def _deep_grey(levels: np.ndarray) -> np.ndarray:
+    """16-bit grey, which Pillow's own conversion would cut off at 255, as RGB. [h, w] -> uint8 [h, w, 3]"""
+    grey = ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def over_white(pixels: np.ndarray) -> np.ndarray:
+    """Straight alpha over white, rounded; RGB stays as it is. uint8 [h, w, 3 or 4] -> [h, w, 3]"""
+    if pixels.shape[2] == 3:
+        return pixels
+    rgb, alpha = pixels[..., :3].astype(np.uint32), pixels[..., 3:].astype(np.uint32)
     return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
@@ -133,13 +153,16 @@ def resize_and_crop(
 
 
 def cover_and_crop(
-    image: np.ndarray, fxfycxcy: np.ndarray, height: int, width: int
+    image: np.ndarray, fxfycxcy: np.ndarray, height: int, width: int, keep_principal_point: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale a picture until it just covers height x width, then cut out the centre; intrinsics follow.
 
     Args:
-        image: RGB. uint8 [h, w, 3]
+        image: RGB, or RGBA, which is laid over white at the end: resized with the colours weighted by alpha, so that
+            none bleeds in from where the picture is transparent. uint8 [h, w, 3 or 4]
         fxfycxcy: pixels of `image`. [4]
+        keep_principal_point: Parity: KaiHelli/lvsm leaves it at the same fraction of the picture, which is wrong by
+            half a pixel where the margins differ, and by more where it is off the centre.
 
     Returns:
         image: uint8 [height, width, 3]
@@ -153,8 +176,34 @@ def cover_and_crop(
     resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.LANCZOS)
     left, top = (new_width - width) // 2, (new_height - height) // 2
     ratios = np.array([new_width / old_width, new_height / old_height] * 2, dtype=np.float64)
-    fxfycxcy = np.asarray(fxfycxcy, dtype=np.float64) * ratios - np.array([0, 0, left, top], dtype=np.float64)
-    return np.asarray(resized)[top : top + height, left : left + width], fxfycxcy
+    moved = np.array([left, top], dtype=np.float64)
+    fxfycxcy = np.asarray(fxfycxcy, dtype=np.float64) * ratios
+    if keep_principal_point:
+        moved = fxfycxcy[2:] * (1 - np.array([width / new_width, height / new_height]))
+    fxfycxcy = fxfycxcy - np.array([0, 0, *moved])
+    return over_white(np.asarray(resized)[top : top + height, left : left + width]), fxfycxcy
+
+
+def mirror(
+    image: np.ndarray, fxfycxcy: np.ndarray, c2w: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The view that a mirror world shows: picture and principal point from right to left, pose with x reflected.
+
+    The pose is S c2w S with S = diag(-1, 1, 1, 1): again a rotation, so all cameras of a scene fit together.
+
+    Args:
+        image: uint8 [h, w, 3]
+        fxfycxcy: pixels of `image`. [4]
+        c2w: [4, 4]
+    """
+    fx, fy, cx, cy = fxfycxcy
+    return image[:, ::-1], np.array([fx, fy, image.shape[1] - cx, cy]), mirrored_pose(c2w)
+
+
+def mirrored_pose(pose: np.ndarray) -> np.ndarray:
+    """S pose S with S = diag(-1, 1, 1, 1). [..., 4, 4]"""
+    signs = np.array([-1.0, 1.0, 1.0, 1.0])
+    return pose * signs[:, None] * signs
 
 
 def invert_pose(w2c: np.ndarray) -> np.ndarray:

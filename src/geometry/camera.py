@@ -6,7 +6,7 @@ pixels of the image they travel with; the centre of pixel (column i, row j) is a
 Everything here runs in float32 (or float64 if given), with autocast off and without matrix kernels that may
 round to TF32: in bf16 a ray is wrong by up to a pixel.
 
-Public: Cameras, Views, full_precision, pixel_rays, plucker, rebase.
+Public: Cameras, Views, full_precision, pixel_rays, plucker, RAY_ORDERS, rebase.
 """
 
 from __future__ import annotations
@@ -58,10 +58,15 @@ class Cameras:
 
 @dataclass
 class Views:
-    """Images with their cameras. image: [b, v, 3, h, w] in [0, 1]."""
+    """Images with their cameras.
+
+    image: [b, v, 3, h, w] in [0, 1]
+    posterior: what an image codec said of these images beforehand, mean and deviation. [b, v, 2, c, h', w']
+    """
 
     image: Tensor
     cameras: Cameras
+    posterior: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = (*self.cameras.c2w.shape[:2], 3, self.cameras.height, self.cameras.width)
@@ -107,10 +112,14 @@ def pixel_rays(cameras: Cameras, *, norm_floor: float = 0.0) -> tuple[Tensor, Te
     return centre.expand_as(ray_d), ray_d
 
 
-def plucker(cameras: Cameras, *, norm_floor: float = 0.0) -> Tensor:
-    """Pluecker map of every pixel's ray: moment o x d, then the unit direction d. [b, v, 6, h, w]"""
+RAY_ORDERS = ("moment_first", "direction_first")
+
+
+def plucker(cameras: Cameras, *, norm_floor: float = 0.0, order: str = "moment_first") -> Tensor:
+    """Pluecker map of every pixel's ray: moment o x d and unit direction d, in one of RAY_ORDERS. [b, v, 6, h, w]"""
     ray_o, ray_d = pixel_rays(cameras, norm_floor=norm_floor)
-    return torch.cat([torch.linalg.cross(ray_o, ray_d, dim=2), ray_d], dim=2)
+    moment = torch.linalg.cross(ray_o, ray_d, dim=2)
+    return torch.cat([moment, ray_d] if order == "moment_first" else [ray_d, moment], dim=2)
 
 
 def rebase(c2w: Tensor, reference: Tensor) -> Tensor:

@@ -4,16 +4,18 @@ Each function of `POSE_FRAMES` takes poses, a scale factor and the reference vie
 another world, in float64 inside. If the reference is the context alone, the frame does not depend on what is to be
 rendered.
 
-Public: POSE_FRAMES, normalize_cameras, mean_rotation_frame, as_given.
+Public: POSE_FRAMES, normalize_cameras, mean_rotation_frame, as_given, WorldFrame, context_frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .camera import Cameras, full_precision
 from .rotation import matrix_to_quat_xyzw, quat_xyzw_to_matrix
 
 _RESOLUTION = 1e-6
@@ -59,6 +61,50 @@ def _mean_axes(c2w: Tensor) -> Tensor:
         return c2w[0, :3, :3]
     forward, right = forward / forward.norm(), right / right.norm()
     return torch.stack([right, torch.linalg.cross(forward, right), forward], dim=1)
+
+
+@dataclass(frozen=True)
+class WorldFrame:
+    """Another world for cameras: turned and moved, then scaled. Kept with a scene, so that cameras that come later go
+    where the first ones went.
+
+    rigid: old world to new. [b, 4, 4] float64
+    scale: lengths of the new world for one of the old. [b] float64
+    """
+
+    rigid: Tensor
+    scale: Tensor
+
+    def apply(self, cameras: Cameras) -> Cameras:
+        """The same cameras in the new world, in the dtype of their poses."""
+        with full_precision(cameras.c2w.device):
+            c2w = self.rigid[:, None] @ cameras.c2w.double()
+            scaled = c2w[..., :3, 3:] * self.scale[:, None, None, None]
+            c2w = torch.cat([torch.cat([c2w[..., :3, :3], scaled], dim=-1), c2w[..., 3:, :]], dim=-2)
+        return cameras.at(c2w.to(cameras.c2w.dtype))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> WorldFrame:
+        """With `change` applied to both tensors: samples of the batch, or another device."""
+        return WorldFrame(change(self.rigid), change(self.scale))
+
+
+def context_frame(c2w: Tensor, scale_factor: float = 1.35) -> WorldFrame:
+    """The frame that `normalize_cameras` makes of these views alone: `training.pose_norm: context`.
+
+    Args:
+        c2w: poses of the context. [b, v, 4, 4]
+        scale_factor: `training.scene_scale_factor`.
+    """
+    # What becomes of the old world's origin, and of a point at distance 1 from it, says all of a similarity.
+    probe = torch.eye(4, dtype=torch.float64, device=c2w.device).repeat(2, 1, 1)
+    probe[1, 0, 3] = 1.0
+    rigid, scale = [], []
+    for poses in c2w.double():
+        moved = normalize_cameras(torch.cat([poses, probe]), scale_factor, slice(len(poses)))[-2:]
+        scale.append((moved[1, :3, 3] - moved[0, :3, 3]).norm())
+        moved[0, :3, 3] /= scale[-1]
+        rigid.append(moved[0])
+    return WorldFrame(torch.stack(rigid), torch.stack(scale))
 
 
 def mean_rotation_frame(c2w: Tensor, scale_factor: float, reference: slice = slice(None)) -> Tensor:

@@ -106,6 +106,16 @@ class ViewSynthesizer(nn.Module):
         """Scalar loss terms of a forward pass; `loss` is the one to minimise."""
         return image_loss(result.render, target.image)
 
+    def held_out_terms(self, input: Views, target: Views) -> dict[str, Tensor]:
+        """What evaluation reports beside the image metrics, one number for each sample [b], without any random draw:
+        for families that learn something else than to render.
+        """
+        return {}
+
+    def with_own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a file, under the names of this model: for families whose files exist in several forms."""
+        return state
+
     def set_checkpointing(self, every: int) -> None:
         """Recompute activations in groups of `every` blocks while training; 0 keeps them all."""
         for module in self.modules():

@@ -1,9 +1,9 @@
 """Images and Pluecker maps to patch tokens, and tokens back to images.
 
 A view is cut into p x p patches, row-major; inside a patch the vector runs over (pixel row, pixel column,
-channel), channel fastest.
+channel), channel fastest, unless a family says otherwise (PATCH_ORDERS).
 
-Public: Patchify, patch_tokenizer, PixelHead, check_size.
+Public: PATCH_ORDERS, Patchify, unpatchify, patch_tokenizer, PixelHead, check_size.
 """
 
 from __future__ import annotations
@@ -22,17 +22,34 @@ def check_size(height: int, width: int, patch_size: int) -> None:
         )
 
 
-class Patchify(nn.Module):
-    """[b, v, c, h, w] -> [b * v, n, p * p * c]"""
+PATCH_ORDERS = {"channel_last": "(ph pw c)", "channel_first": "(c ph pw)"}
+"""Name of an order of the numbers in a patch vector -> that order, slowest first."""
 
-    def __init__(self, patch_size: int) -> None:
+
+class Patchify(nn.Module):
+    """[b, v, c, h, w] -> [b * v, n, p * p * c], the patch vector in one of PATCH_ORDERS."""
+
+    def __init__(self, patch_size: int, order: str = "channel_last") -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.pattern = f"b v c (hh ph) (ww pw) -> (b v) (hh ww) {PATCH_ORDERS[order]}"
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.patch_size
         check_size(*x.shape[-2:], p)
-        return rearrange(x, "b v c (hh ph) (ww pw) -> (b v) (hh ww) (ph pw c)", ph=p, pw=p)
+        return rearrange(x, self.pattern, ph=p, pw=p)
+
+
+def unpatchify(
+    patches: Tensor, patch_size: int, num_views: int, height: int, width: int, order: str = "channel_last"
+) -> Tensor:
+    """What Patchify cut, laid out again. [b * v, n, p * p * c] -> [b, v, c, h, w]"""
+    return rearrange(
+        patches,
+        f"(b v) (hh ww) {PATCH_ORDERS[order]} -> b v c (hh ph) (ww pw)",
+        **{"v": num_views, "hh": height // patch_size, "ww": width // patch_size},
+        **{"ph": patch_size, "pw": patch_size},
+    )
 
 
 def patch_tokenizer(channels: int, patch_size: int, d: int) -> nn.Sequential:
@@ -52,9 +69,5 @@ class PixelHead(nn.Sequential):
 
     def forward(self, tokens: Tensor, num_views: int, height: int, width: int) -> Tensor:
         """[b * v, n, d] -> [b, v, 3, h, w], float32 even under autocast: bf16 would cost grey levels."""
-        p = self.patch_size
-        return rearrange(
-            super().forward(tokens).float().sigmoid(),
-            "(b v) (hh ww) (ph pw c) -> b v c (hh ph) (ww pw)",
-            **{"v": num_views, "hh": height // p, "ww": width // p, "ph": p, "pw": p},
-        )
+        pixels = super().forward(tokens).float().sigmoid()
+        return unpatchify(pixels, self.patch_size, num_views, height, width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import time
 import pytest
 import torch
 from raw_chunks import encoded, picture, scene, write_chunks
+
+EYE = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
 @pytest.fixture
@@ -55,6 +58,24 @@ def test_failures_are_listed_and_the_exit_status_is_1(repo_root, cli_env, base, 
         assert line in done.stdout
     assert len((tmp_path / "out/train/full_list.txt").read_text().split()) == 4
     assert run(repo_root, cli_env, base, tmp_path / "out", "--num_processes", "1").returncode == 1
+
+
+def test_dl3dv_scenes_are_imported_from_the_folder_itself(repo_root, cli_env, tmp_path):
+    """Two scenes, one of them without its pictures: one is written, the other told, the exit status is 1."""
+    for name, given in (("good", True), ("bare", False)):
+        folder = tmp_path / "in" / name / "nerfstudio"
+        (folder / "images_4").mkdir(parents=True)
+        frames = [{"file_path": f"images/frame_{n}.jpg", "transform_matrix": EYE} for n in (1, 2)]
+        numbers = {"w": 256, "h": 144, "fl_x": 200, "fl_y": 200, "cx": 128, "cy": 72, "k1": 0.05}
+        (folder / "transforms.json").write_text(json.dumps({**numbers, "frames": frames}))
+        for n in (1, 2) if given else ():
+            (folder / f"images_4/frame_{n}.jpg").write_bytes(picture(64, 36, n))
+    done = run(
+        repo_root, cli_env, tmp_path / "in", tmp_path / "out", "--format", "dl3dv", "--num_processes", "2"
+    )
+    assert done.returncode == 1 and "1 scenes written" in done.stdout, done.stderr
+    assert "bare: none of its 2 frames can be used; first: images_4/frame_1.jpg is not there" in done.stdout
+    assert (tmp_path / "out/train/full_list.txt").read_text() == "metadata/good.json\n"
 
 
 @pytest.mark.parametrize("words", [["--mode", "test"], ["--mode", "validation"], ["--num_processes", "0"]])

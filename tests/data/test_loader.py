@@ -12,7 +12,7 @@ from raw_chunks import assert_same, config, encoded, picture, scene, write_chunk
 
 from src.config import ConfigError
 from src.data.batch import split_views, to_device
-from src.data.loader import BatchNumbers, plan_prefetch, training_loader
+from src.data.loader import BatchNumbers, ContextCounts, plan_prefetch, training_loader
 from src.data.scene import SceneError
 from src.geometry.frames import normalize_cameras
 from src.settings import ViewSelector
@@ -78,7 +78,7 @@ def test_dynamic_context_is_the_same_on_all_ranks_of_an_update(raw):
         training = config(
             raw, dynamic_input_view_num=True, num_views=6, num_target_views=2, grad_accum_steps=accum
         ).training
-        numbers = BatchNumbers(training, [2, 3, 4], rank, world, 0)
+        numbers = BatchNumbers(training, ContextCounts(training), rank, world, 0)
         return [batch[0][1] for batch in itertools.islice(numbers, 40 * accum)]
 
     assert set(sizes(0, 2, 1)) == {2, 3, 4}
@@ -180,9 +180,7 @@ def test_wrong_mixtures_are_refused(entry):
         open_loader([entry])
 
 
-@pytest.mark.parametrize(
-    "name, why", [("000000.torch", "name its folder"), ("a.json", "is no full_list.txt")]
-)
+@pytest.mark.parametrize("name, why", [("000000.torch", "name its folder"), ("a.json", "expected a list")])
 def test_a_file_that_is_no_list_is_refused(raw, name, why):
     (raw / "a.json").write_text('{"scene_name": "a", "frames": []}')
     with pytest.raises(ConfigError, match=why):

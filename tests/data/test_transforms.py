@@ -55,11 +55,20 @@ def test_damaged_pictures_are_refused(data):
         decode_image(data)
 
 
-def test_sixteen_bit_pictures_are_refused():
+def test_sixteen_bit_pictures_become_eight_bit():
+    """Nearest level: 65535 is 255, 128 is 0 and 129 is 1 of 257 steps. Pillow alone would cut off at 255."""
     buffer = io.BytesIO()
-    Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(buffer, format="PNG")
-    with pytest.raises(ValueError, match="8 bits"):
-        decode_image(buffer.getvalue())
+    Image.fromarray(np.array([[0, 128, 129, 257 * 77, 65535]], dtype=np.uint16)).save(buffer, format="PNG")
+    assert decode_image(buffer.getvalue())[0].tolist() == [[v] * 3 for v in (0, 0, 1, 77, 255)]
+
+
+def test_colours_under_zero_alpha_do_not_bleed_when_resized():
+    """Red beside black under alpha 0: weighted by alpha, only red and white are mixed."""
+    pixels = np.zeros((8, 16, 4), dtype=np.uint8)
+    pixels[:, :8] = 255, 0, 0, 255
+    image, _ = cover_and_crop(pixels, np.array([1.0, 1, 8, 4]), 4, 8)
+    assert image.shape == (4, 8, 3) and (image[..., 0] == 255).all()
+    assert image[0, 0].tolist() == [255, 0, 0] and image[0, 7].tolist() == [255, 255, 255]
 
 
 def test_header_tells_size_and_kind():

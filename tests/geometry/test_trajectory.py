@@ -7,7 +7,7 @@ import torch
 
 from src.geometry.camera import Cameras
 from src.geometry.rotation import decode_pose
-from src.geometry.trajectory import TRAJECTORIES, interpolate
+from src.geometry.trajectory import TRAJECTORIES, interpolate, linear_path
 
 
 def random_cameras(num_views: int) -> Cameras:
@@ -66,5 +66,50 @@ def test_no_frames_are_refused():
         interpolate(random_cameras(2), 0)
 
 
-def test_published_path_has_its_name():
-    assert TRAJECTORIES["interpolate"] is interpolate
+def test_the_published_linear_path_has_the_keys_and_even_steps_between_them():
+    cameras = random_cameras(3)
+    path = linear_path(cameras, 3)
+    assert path.num_views == 2 * 3 + 1
+    torch.testing.assert_close(path.c2w[:, ::3], cameras.c2w)
+    torch.testing.assert_close(path.fxfycxcy[:, ::3], cameras.fxfycxcy)
+    expected = cameras.c2w[:, 0] / 3 + cameras.c2w[:, 1] * 2 / 3
+    torch.testing.assert_close(path.c2w[:, 2], expected, atol=1e-6, rtol=0)
+
+
+def test_slerp_keeps_rotations_where_the_published_linear_path_loses_them():
+    cameras = random_cameras(2)
+    for path, rigid in ((interpolate, True), (linear_path, False)):
+        rotation = path(cameras, 4).c2w[:, 1, :3, :3]
+        assert torch.allclose(rotation @ rotation.mT, torch.eye(3), atol=1e-5) == rigid
+
+
+def test_no_key_cameras_are_refused():
+    with pytest.raises(ValueError, match="no key cameras"):
+        interpolate(random_cameras(1).views([]), 3)
+
+
+OWN = {
+    "turntable": {"hfov_deg": 40, "radius": [1, 2], "elevation_deg": 10, "up": [0, 1, 0]},
+    "spin": {"elevation_deg": 10, "radius": 2},
+    "wobble": {"radius": 0.3, "turns": 1},
+    "exaggerated": {"radius": 0.3, "turns": 3, "reach": 1},
+}
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+@pytest.mark.parametrize("num_views", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_path_gives_cameras_of_the_size_and_type_of_its_keys(name, num_views, dtype):
+    keys = random_cameras(num_views)
+    keys = Cameras(keys.c2w.to(dtype), keys.fxfycxcy.to(dtype), 24, 40)
+    path = TRAJECTORIES[name](keys, 4, **OWN.get(name, {}))
+    assert (path.height, path.width, len(path.c2w)) == (24, 40, 2)
+    assert path.c2w.dtype == path.fxfycxcy.dtype == dtype
+    assert path.num_views >= 4 and path.c2w.isfinite().all()
+    assert (path.fxfycxcy[..., :2] > 0).all()
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_no_path_has_no_frames(name):
+    with pytest.raises(ValueError, match="num_frames is 0"):
+        TRAJECTORIES[name](random_cameras(2), 0, **OWN.get(name, {}))

@@ -1,0 +1,62 @@
+"""`meta.json` of a data set: the shape that all its pictures have.
+
+    {"expected_shape": [3, height, width], "vae_encoded": false}
+
+It stands in the folder of the chunks (or of full_list.txt) or in the folder above, which `train` and `test` share.
+
+Public: META, expected_shape, write_meta.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..config import ConfigError
+from ..files import write_text
+
+META = "meta.json"
+
+
+def expected_shape(dataset_path: str | Path) -> tuple[int, int]:
+    """Height and width that `meta.json` states for a data set.
+
+    Raises:
+        ConfigError: there is no such file, or it does not state them.
+    """
+    path = Path(dataset_path)
+    folder = path if path.is_dir() else path.parent
+    for place in (folder / META, folder.parent / META):
+        if place.is_file():
+            return _read(place)
+    raise ConfigError(
+        f"{folder / META}: no such file, and none in the folder above. training.skip_bad_shape compares pictures with "
+        'the shape stated there: {"expected_shape": [3, height, width]}.'
+    )
+
+
+def _read(place: Path) -> tuple[int, int]:
+    try:
+        channels, height, width = json.loads(place.read_text(encoding="utf-8"))["expected_shape"]
+        if [type(n) for n in (channels, height, width)] == [int] * 3 and height > 0 and width > 0:
+            return height, width
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{place} does not state expected_shape [3, height, width] ({error}).") from error
+    raise ConfigError(f"{place}: expected_shape is no [3, height, width] of positive numbers.")
+
+
+def write_meta(folder: Path, height: int, width: int, made_with: dict[str, Any]) -> None:
+    """State the shape of all pictures below `folder`, and how they were made.
+
+    Raises:
+        ConfigError: the folder says already that its pictures were made in another way.
+    """
+    content = {"expected_shape": [3, height, width], "vae_encoded": False, "made_with": made_with}
+    if (folder / META).is_file():
+        before = json.loads((folder / META).read_text(encoding="utf-8"))
+        if before != content:
+            raise ConfigError(
+                f"{folder} holds pictures that were made in another way ({before}): name an empty folder."
+            )
+    write_text(folder / META, json.dumps(content) + "\n")
