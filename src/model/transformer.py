@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ConfigError, key
+from .prope import CameraEncoding
 
 
 @dataclass(kw_only=True)
@@ -63,18 +65,30 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight.to(x.dtype)
 
 
-def attention(qkv: Tensor, d_head: int, q_norm: nn.Module, k_norm: nn.Module) -> Tensor:
+def attention(
+    qkv: Tensor,
+    d_head: int,
+    q_norm: nn.Module,
+    k_norm: nn.Module,
+    cameras: CameraEncoding | None = None,
+) -> Tensor:
     """Full multi-head attention on the fused projection (q | k | v), scale d_head^-0.5.
 
     Args:
         qkv: a head is d_head consecutive channels of q, k and v. [b, n, 3 d]
         q_norm, k_norm: applied to each head's queries and keys [b, heads, n, d_head].
+        cameras: of these tokens; None: attention does not know them.
 
     Returns:
         [b, n, d]
     """
     q, k, v = rearrange(qkv, "b n (three heads c) -> three b heads n c", three=3, c=d_head)
-    out = F.scaled_dot_product_attention(q_norm(q), k_norm(k), v)
+    q, k = q_norm(q), k_norm(k)
+    if cameras is not None:
+        q, k, v = cameras.turn(q, k, v)
+    out = F.scaled_dot_product_attention(q, k, v)
+    if cameras is not None:
+        out = cameras.back(out)
     return rearrange(out, "b heads n c -> b n (heads c)")
 
 
@@ -89,8 +103,8 @@ class Attention(nn.Module):
         self.q_norm = nn.Identity() if qk_norm_eps is None else RMSNorm(d_head, qk_norm_eps)
         self.k_norm = nn.Identity() if qk_norm_eps is None else RMSNorm(d_head, qk_norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(attention(self.to_qkv(x), self.d_head, self.q_norm, self.k_norm))
+    def forward(self, x: Tensor, cameras: CameraEncoding | None = None) -> Tensor:
+        return self.fc(attention(self.to_qkv(x), self.d_head, self.q_norm, self.k_norm, cameras))
 
 
 class MLP(nn.Module):
@@ -122,8 +136,8 @@ class Block(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=init_std)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, cameras: CameraEncoding | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), cameras)
         return x + self.mlp(self.norm2(x))
 
 
@@ -132,22 +146,32 @@ class BlockStack(nn.ModuleList):
 
     checkpoint_every: while training, keep activations only between groups of so many blocks and recompute the
     rest in the backward pass; 0 keeps all.
+
+    Arguments beside the tokens, such as the encoding of their cameras, go to every block. A family whose blocks do
+    not simply follow one another calls them by `run_block`.
     """
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__(blocks)
         self.checkpoint_every = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.checkpoint_every and self.training and torch.is_grad_enabled()):
-            return self._run(x, 0, len(self))
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
+        if not self._recomputes():
+            return self._run(x, 0, len(self), *more)
         for first in range(0, len(self), self.checkpoint_every):
-            x = checkpoint(self._run, x, first, first + self.checkpoint_every, use_reentrant=False)
+            x = checkpoint(self._run, x, first, first + self.checkpoint_every, *more, use_reentrant=False)
         return x
 
-    def _run(self, x: Tensor, first: int, end: int) -> Tensor:
+    def run_block(self, block: nn.Module, *inputs: Any) -> Any:
+        """What one block makes of its inputs; with checkpointing on, recomputed in the backward pass."""
+        return checkpoint(block, *inputs, use_reentrant=False) if self._recomputes() else block(*inputs)
+
+    def _recomputes(self) -> bool:
+        return bool(self.checkpoint_every) and self.training and torch.is_grad_enabled()
+
+    def _run(self, x: Tensor, first: int, end: int, *more: Any) -> Tensor:
         for block in list(self)[first:end]:
-            x = block(x)
+            x = block(x, *more)
         return x
 
 

@@ -1,0 +1,96 @@
+"""The small configuration learns what it should in its budget: better than the full mask at equal work, better with more
+inputs, far better than what needs no model.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scripts import make_synthetic
+from src.checkpoint import load_into, load_weights, newest_checkpoint
+from src.cost import step_cost
+from src.data.eval_index import evaluation_loader
+from src.evaluate import evaluate
+from src.model import build_model, family_config
+from src.runtime import Runtime, start
+from src.settings import RunConfig, load_config
+from src.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 500
+NUM_FRAMES = 8
+"""Of a synthetic scene."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic")
+    arguments = ["--output", str(folder), "--train_scenes", "48", "--test_scenes", "12"]
+    assert not make_synthetic.main(arguments)
+    return folder
+
+
+def config_of(data: Path, run: Path, *overrides: str) -> RunConfig:
+    places = [
+        f"training.dataset_path={data / 'train'}",
+        f"training.eval_dataset_path={data / 'test'}",
+        f"training.checkpoint_dir={run}",
+        f"inference.view_idx_file_path={data / 'evaluation_index.json'}",
+    ]
+    settings = [
+        f"training.train_steps={STEPS}",
+        "training.num_workers=0",
+        "training.vis_every=0",
+        "training.eval_every=0",
+    ]
+    return load_config(ROOT / "config" / "kvlvsm_tiny.yaml", [*places, *settings, *overrides], family_config)
+
+
+def scores(config: RunConfig, runtime: Runtime, index: Path | None = None) -> dict:
+    """Report of the run's newest checkpoint, on another index if one is given."""
+    if index:
+        config = replace(config, inference=replace(config.inference, view_idx_file_path=str(index)))
+    folder = Path(config.training.checkpoint_dir)
+    model = build_model(config.model)
+    load_into(model, load_weights(newest_checkpoint(folder)), folder)
+    loader = evaluation_loader(config, config.training.eval_dataset_path, rank=0, world=1)
+    return evaluate(model, loader, config, runtime)
+
+
+def with_inputs(data: Path, number: int, path: Path) -> Path:
+    """The evaluation index with so many inputs, the outer two first, then any frames that are no targets."""
+    index = json.loads((data / "evaluation_index.json").read_text(encoding="utf-8"))
+    for entry in filter(None, index.values()):
+        others = [f for f in range(NUM_FRAMES) if f not in entry["target"] + entry["context"]]
+        entry["context"] = [*entry["context"], *others][:number]
+    path.write_text(json.dumps(index), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_the_one_way_mask_pays_at_equal_work_and_inputs_help(data: Path, tmp_path: Path) -> None:
+    runtime = start(0)
+    psnr = {}
+    for mask in ("one_way", "full"):
+        config = config_of(data, tmp_path / mask, f"model.mask={mask}")
+        if mask == "full":
+            ratio = step_cost(config).flops / step_cost(config_of(data, tmp_path / "one_way")).flops
+            assert ratio > 1.8
+            config = replace(config, training=replace(config.training, train_steps=round(STEPS / ratio)))
+        assert train(config, runtime) == 0
+        report = scores(config, runtime)
+        psnr[mask] = report["headline"]["psnr"]
+    assert psnr["one_way"] >= psnr["full"] + 0.3
+    mean_of_inputs = report["floors"]["mean_of_inputs"]["mean_over_scenes"]["psnr"]
+    assert psnr["one_way"] >= mean_of_inputs + 2
+    config = config_of(data, tmp_path / "one_way")
+    more = [
+        scores(config, runtime, with_inputs(data, n, tmp_path / f"{n}.json"))["headline"]["psnr"]
+        for n in (1, 2, 4)
+    ]
+    print(psnr, mean_of_inputs, more)
+    assert more[2] >= more[0] + 0.3
