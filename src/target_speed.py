@@ -1,0 +1,241 @@
+"""What many targets of one scene cost the one-way model, rendered in three ways that give the same images.
+
+    cached       the context once, then all targets by unmasked attention to its keys and values: our way
+    dense mask   one pass over the tokens of context and targets with a boolean mask: the original's way
+    per target   one pass over the context and one target, for each target
+
+Random weights, noise for pictures, no gradients; encoding is part of every figure. The ways take turns in one process, so
+that whatever else the machine does falls on all of them; figures are medians.
+
+Public: Sizes, Row, measure, table, chart.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from .files import replacing
+from .frame_speed import build_section, scene
+from .geometry.camera import Cameras, Views
+from .model.base import ViewSynthesizer
+from .model.one_way import OneWayTransformer
+
+CACHED, DENSE, SINGLE = "cached", "dense mask", "per target"
+COLOURS = {CACHED: (30, 110, 180), DENSE: (190, 60, 50), SINGLE: (210, 150, 40)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of the model: width of a token, heads and their width, hidden width, blocks; sides of image and patch, pixels."""
+
+    width: int
+    heads: int
+    d_head: int
+    d_ff: int
+    layers: int
+    size: int
+    patch: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way with one number of targets, encoding included.
+
+    wall_s, cpu_s: seconds on the clock, and of all processor cores.
+    peak_bytes: most memory beyond what was held before; None: this system does not tell.
+    difference: largest one of any colour from the cached way's images.
+    """
+
+    way: str
+    num_targets: int
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int | None
+    difference: float
+
+
+class DensePass(nn.Module):
+    """The transformer of a one-way model as one pass over all tokens under a boolean mask. Pre-norm blocks."""
+
+    def __init__(self, transformer: OneWayTransformer) -> None:
+        super().__init__()
+        self.encoder = transformer.encoder
+
+    def read(self, context: Tensor) -> Tensor:
+        return context
+
+    def forward(self, targets: Tensor, context: Tensor) -> Tensor:
+        b, m, n = len(context), context.shape[1], targets.shape[1]
+        x = torch.cat([context, rearrange(targets, "(b v) n d -> b (v n) d", b=b)], dim=1)
+        view = torch.arange(x.shape[1] - m, device=x.device) // n + 1
+        view = torch.cat([view.new_zeros(m), view])  # 0: context
+        mask = (view[None] == 0) | (view[None] == view[:, None])  # i may read j
+        for block in self.encoder.layers:
+            q, k, v = block.self_attn.project(block.norm1(x))
+            scale = block.self_attn.qk_scale.scale
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+            x = x + block.self_attn.o_proj(rearrange(out, "b heads n c -> b n (heads c)"))
+            x = x + block.mlp(block.norm2(x))
+        return rearrange(self.encoder.norm(x)[:, m:], "b (v n) d -> (b v) n d", n=n)
+
+
+def models(sizes: Sizes, device: torch.device) -> tuple[ViewSynthesizer, ViewSynthesizer]:
+    """The model, and one with the same weights that works under a dense mask."""
+    section = {
+        "class_name": "src.model.lvsm_latent.LVSM",
+        "image_size": sizes.size,
+        "patch_size": sizes.patch,
+        "transformer": {
+            "d_model": sizes.width,
+            "num_heads": sizes.heads,
+            "d_k": sizes.d_head,
+            "d_v": sizes.d_head,
+            "d_ff": sizes.d_ff,
+            "num_encoder_layers": sizes.layers,
+        },
+    }
+    model, dense = build_section(section).to(device), build_section(section).to(device)
+    dense.load_state_dict(model.state_dict())
+    dense.transformer = DensePass(dense.transformer)
+    return model, dense
+
+
+def one_by_one(model: ViewSynthesizer, input: Views, cameras: Cameras) -> Tensor:
+    """Each target with a pass of its own, context included."""
+    views = (cameras.views(slice(i, i + 1)) for i in range(cameras.num_views))
+    return torch.cat([model.decode(model.encode(input), view) for view in views], dim=1)
+
+
+@torch.inference_mode()
+def measure(sizes: Sizes, num_inputs: int, num_targets: int, repeats: int, device: torch.device) -> list[Row]:
+    """All ways by turns, `repeats` times after one turn that warms up and does not count."""
+    model, dense = models(sizes, device)
+    input = scene(num_inputs, sizes.size, device, torch.float32)
+    cameras = scene(num_targets, sizes.size, device, torch.float32).cameras
+    ways: dict[str, Callable[[], Tensor]] = {
+        CACHED: lambda: model.decode(model.encode(input), cameras),
+        DENSE: lambda: dense.decode(dense.encode(input), cameras),
+        SINGLE: lambda: one_by_one(model, input, cameras),
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    peaks, images = {}, {}
+    for _ in range(repeats + 1):
+        for way, render in ways.items():
+            before = _start_peak(device)
+            begin = time.perf_counter(), time.process_time()
+            image = render()
+            _wait(device)
+            seconds[way].append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+            peaks[way], images[way] = _peak(device, before), image.cpu()
+            del image
+    return [
+        Row(
+            way,
+            num_targets,
+            *(statistics.median(column) for column in zip(*seconds[way][1:])),
+            peaks[way],
+            float((images[way] - images[CACHED]).abs().max()),
+        )
+        for way in ways
+    ]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _start_peak(device: torch.device) -> int | None:
+    """Begin to look for a peak. Bytes that are held now; None: this system does not tell."""
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats(device)
+        return torch.accelerator.memory_allocated(device)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier turns have freed goes back to the system
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is what is held now
+    except (OSError, AttributeError, TypeError):  # not Linux with glibc
+        return None
+    return _status("VmRSS")
+
+
+def _peak(device: torch.device, before: int | None) -> int | None:
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device) - (before or 0)
+    return None if before is None else max(0, _status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    """Bytes under a name in /proc/self/status, which counts in KiB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+
+
+# ----------------------------------------------------------------------------------------------- showing
+
+
+def table(rows: list[Row], heading: str) -> str:
+    """Markdown; the last columns say how many times the cached way's time each takes."""
+    lines = [
+        heading,
+        "",
+        "| targets | way | wall, s | CPU, s | memory, MiB | wall / cached | CPU / cached | difference |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        cached = next(c for c in rows if c.way == CACHED and c.num_targets == r.num_targets)
+        memory = "-" if r.peak_bytes is None else f"{r.peak_bytes / 2**20:.0f}"
+        lines.append(
+            f"| {r.num_targets} | {r.way} | {r.wall_s:.3f} | {r.cpu_s:.3f} | {memory} "
+            f"| {r.wall_s / cached.wall_s:.2f} | {r.cpu_s / cached.cpu_s:.2f} | {r.difference:.1e} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def chart(rows: list[Row], path: Path) -> None:
+    """Time, and memory if it is known, against the number of targets; all axes logarithmic."""
+    panels = {"CPU seconds": {(r.way, r.num_targets): r.cpu_s for r in rows}}
+    memory = {(r.way, r.num_targets): r.peak_bytes / 2**20 for r in rows if r.peak_bytes}
+    if len(memory) == len(rows):
+        panels["memory, MiB"] = memory
+    image = Image.new("RGB", (520 * len(panels), 400), "white")
+    for place, (title, values) in enumerate(panels.items()):
+        _panel(ImageDraw.Draw(image), 520 * place, title, values)
+    with replacing(path) as temporary:
+        image.save(temporary)
+
+
+def _panel(draw: ImageDraw.ImageDraw, left: int, title: str, values: dict[tuple[str, int], float]) -> None:
+    numbers = sorted({number for _, number in values})
+    low = math.floor(math.log10(min(values.values())))
+    high = max(low + 1, math.ceil(math.log10(max(values.values()))))
+    span = math.log2(numbers[-1] / numbers[0]) or 1.0
+
+    def place(number: int, value: float) -> tuple[float, float]:
+        x = left + 60 + 360 * math.log2(number / numbers[0]) / span
+        return x, 350 - 300 * (math.log10(value) - low) / (high - low)
+
+    for power in range(low, high + 1):
+        _, y = place(numbers[0], 10.0**power)
+        draw.line([(left + 60, y), (left + 420, y)], fill=(220, 220, 220))
+        draw.text((left + 8, y - 6), f"{10.0**power:g}", fill="black")
+    for number in numbers:
+        draw.text((place(number, 10.0**low)[0] - 4, 358), str(number), fill="black")
+    draw.text((left + 8, 10), f"{title}, against targets at once", fill="black")
+    for way, colour in COLOURS.items():
+        points = [place(number, values[way, number]) for number in numbers]
+        draw.line(points, fill=colour, width=3)
+        for x, y in points:
+            draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=colour)
+        draw.text((points[-1][0] + 8, points[-1][1] - 6), way, fill=colour)
