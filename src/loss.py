@@ -170,10 +170,18 @@ LOSSES: dict[str, Callable[[Pretrained, torch.device], Term]] = {
 class ImageLoss:
     """`l2_weight * MSE + sum of weight * term`, with every term reported."""
 
-    def __init__(self, l2_weight: float, terms: dict[str, tuple[float, Term]]) -> None:
-        """`terms`: name of `LOSSES` -> (weight, function of two image batches [n, 3, h, w])."""
-        self.l2_weight = l2_weight
-        self.terms = terms
+    def __init__(
+        self, l2_weight: float, terms: dict[str, tuple[float, Term]], starts: dict[str, int] | None = None
+    ) -> None:
+        """`terms`: name of `LOSSES` -> (weight, function of two image batches [n, 3, h, w]). `starts`: name -> first
+        step at which it counts, where that is not the first of all.
+        """
+        self.l2_weight, self.terms, self.starts = l2_weight, terms, starts or {}
+
+    def at(self, step: int) -> ImageLoss:
+        """The loss of optimiser step `step`, from 0: terms that start later are switched off."""
+        active = {name: term for name, term in self.terms.items() if step >= self.starts.get(name, 0)}
+        return self if len(active) == len(self.terms) else ImageLoss(self.l2_weight, active)
 
     def __call__(self, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Scalar terms of a batch of renders.
@@ -218,4 +226,9 @@ def build_image_loss(training: Training, pretrained: Pretrained, device: torch.d
             f"{names} are all 0: there is nothing to minimise. Give one of them a value above 0."
         )
     terms = {name: (w, LOSSES[name](pretrained, device)) for name, w in weights.items() if w > 0}
-    return ImageLoss(training.l2_loss_weight, terms)
+    if training.l2_loss_weight <= 0 and training.lpips_start_step > 0 and set(terms) == {"lpips"}:
+        raise ConfigError(
+            f"training.lpips_start_step is {training.lpips_start_step}, but LPIPS is the only term of the loss: nothing "
+            "would be minimised before. Set training.l2_loss_weight above 0."
+        )
+    return ImageLoss(training.l2_loss_weight, terms, {"lpips": training.lpips_start_step})

@@ -50,6 +50,8 @@ def learning_rate(step: int, training: Training) -> float:
 
     Skipped updates count, so the rate is a function of the step alone.
     """
+    if training.scheduler_type == "cosine_min":
+        return _cosine_min(step, training)
     if step < training.warmup:
         return training.lr * step / training.warmup
     progress = (step - training.warmup) / max(1, training.train_steps - training.warmup)
@@ -61,6 +63,19 @@ def learning_rate(step: int, training: Training) -> float:
     else:
         factor = 1.0
     return training.lr * max(0.0, factor)
+
+
+def _cosine_min(step: int, training: Training) -> float:
+    """The schedule of lvsm_latent: `initial_lr` in the first step, `lr` in the last of the warm-up, `min_lr` at the end.
+
+    Source: KaiHelli/lvsm, src/model/lr_scheduler.py; beyond it, a warm-up of one step, and the end is never left.
+    """
+    if step < training.warmup:
+        share = step / (training.warmup - 1) if training.warmup > 1 else 1.0
+        return training.initial_lr + (training.lr - training.initial_lr) * share
+    progress = (step - training.warmup + 1) / max(1, training.train_steps - training.warmup)
+    factor = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    return training.min_lr + (training.lr - training.min_lr) * factor
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,8 @@ def clip_or_skip(
     loss_finite: Tensor,
     training: Training,
     along: Tensor | None = None,
+    *,
+    clip: bool = True,
 ) -> UpdateOutcome:
     """Clip the gradients jointly to `grad_clip_norm` and update, or skip the update; always clear the gradients.
 
@@ -95,14 +112,18 @@ def clip_or_skip(
         parameters: everything the optimiser trains.
         loss_finite: whether the loss was finite on all ranks. scalar
         along: a number that the host wants to know too. scalar
+        clip: False: gradients stay as they are, and only what is not finite is skipped.
     """
     parameters = list(parameters)
-    norm = nn.utils.clip_grad_norm_(parameters, training.grad_clip_norm)
+    limit = training.grad_clip_norm if clip else math.inf
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip:
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     facts = [norm, loss_finite, along if along is not None else torch.zeros_like(norm)]
     # The only time in a training step that the host waits for the device: all facts travel together.
     grad_norm, loss_ok, along = torch.stack([fact.to(norm.device, torch.float32) for fact in facts]).tolist()
     finite = bool(loss_ok) and math.isfinite(grad_norm)
-    stepped = finite and grad_norm <= training.grad_clip_norm * training.allowed_gradnorm_factor
+    stepped = finite and grad_norm <= limit * training.allowed_gradnorm_factor
     if stepped:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)

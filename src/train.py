@@ -109,7 +109,7 @@ def train(config: RunConfig, runtime: Runtime) -> int:
                 progress.step,
                 run.optimizer,
                 run.scaler,
-                run.image_loss,
+                run.image_loss.at(progress.step),
                 training,
                 runtime,
                 request,
@@ -206,7 +206,8 @@ def train_step(
     # Filled on the device: a tensor copied from the host would make it wait.
     asked = torch.full_like(broken, request.signal if request else 0, dtype=torch.int32)
     broken, asked = largest_over_ranks(torch.stack([broken.int(), asked]), runtime)
-    outcome = clip_or_skip(parameters, optimizer, broken == 0, training, asked)
+    clip = step >= training.clip_from_step
+    outcome = clip_or_skip(parameters, optimizer, broken == 0, training, asked, clip=clip)
     # Gradients that overflow in fp16 are how the scaler finds its scale; below 1 there is nothing left to find.
     overflow = not outcome.finite and scaler.get_scale() > 1 and not bool(broken)
     scaler.update()
@@ -318,7 +319,7 @@ def score(run: Run, tracker: Tracker) -> None:
     loader, metrics = run.evaluation
     result = evaluate(run.model, loader, run.config, run.runtime, metrics=metrics)
     floors = {name: table["mean_over_scenes"] for name, table in result["floors"].items()}
-    step, headline = run.progress.step, result["headline"]
+    step, headline = run.progress.step, result["headline"] | result["terms"]
     tracker.record("eval", step, {"headline": headline, "floors": floors, "counts": result["counts"]})
     tracker.curves("eval", step, headline)
     log.info(

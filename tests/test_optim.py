@@ -159,3 +159,21 @@ def test_adamw_makes_the_textbook_step() -> None:
         m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
         w = w - 0.1 * (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
     torch.testing.assert_close(torch.stack([model.matrix[0, 0], model.gain[0]]).detach(), w)
+
+
+@pytest.mark.parametrize(
+    "warmup,expected",
+    [
+        (3, {0: 1e-6, 1: (1e-6 + 4e-4) / 2, 2: 4e-4, 6: (4e-4 + 2e-6) / 2, 10: 2e-6, 40: 2e-6}),
+        (1, {0: 4e-4, 10: 2e-6, 11: 2e-6}),  # a warm-up of one step divides by nothing
+        (0, {10: 2e-6}),
+    ],
+)
+def test_cosine_min_goes_from_the_initial_rate_to_the_smallest_and_stays_there(warmup, expected):
+    """Warm-up, half of the cosine at (k - warmup + 1) / (steps - warmup) = 1/2, and the end."""
+    steps = 11 if warmup == 3 else 10
+    training = Training(
+        lr=4e-4, initial_lr=1e-6, min_lr=2e-6, scheduler_type="cosine_min", warmup=warmup, train_steps=steps
+    )
+    for step, rate in expected.items():
+        assert learning_rate(step, training) == pytest.approx(rate, rel=1e-9), step

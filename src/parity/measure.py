@@ -68,11 +68,14 @@ def split_columns(inputs: dict, num_input: int, target_columns: Tensor) -> tuple
 
 @contextmanager
 def recording(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
-    """While it is open, every call of a named module is kept: name -> list of (first argument, result)."""
+    """While it is open, every call of a named module is kept: name -> list of (first argument, result), of several
+    results the first.
+    """
     calls: dict[str, list] = {name: [] for name in modules}
 
     def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple, result: Tensor) -> None:
+        def hook(module: nn.Module, args: tuple, result: Tensor | tuple) -> None:
+            result = result[0] if isinstance(result, tuple) else result
             calls[name].append((args[0].detach(), result.detach()))
 
         return hook
@@ -187,7 +190,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             finite = losses["loss"].detach().isfinite()
-            outcome = clip_or_skip(model.parameters(), optimizer, finite, training)
+            clip = updates >= training.clip_from_step
+            outcome = clip_or_skip(model.parameters(), optimizer, finite, training, clip=clip)
             step.grad_norm, step.stepped = outcome.grad_norm, outcome.stepped
             updates += 1
         step.lr_after = learning_rate(updates, training)

@@ -81,9 +81,9 @@ def alone(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, **training: 
     """The same training in this process; its run folder and the gradients of each step."""
     gradients: list = []
 
-    def recording(parameters: Any, *rest: Any) -> Any:
+    def recording(parameters: Any, *rest: Any, **options: Any) -> Any:
         gradients.append([p.grad.clone() for p in parameters])
-        return clip_or_skip(parameters, *rest)
+        return clip_or_skip(parameters, *rest, **options)
 
     monkeypatch.setattr(src.train, "clip_or_skip", recording)
     root, ours = logging.getLogger(), logging.getLogger("src")
