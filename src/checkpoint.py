@@ -329,6 +329,8 @@ def load_into(model: nn.Module, state: dict[str, Tensor], source: str | Path) ->
         CheckpointError: a tensor is missing, unexpected, of another shape (with the sizes that would fit) or not finite.
     """
     clean, report = clean_names(state, str(source))
+    if hasattr(model, "with_own_names"):  # a family, not a part of one
+        clean = model.with_own_names(clean)
     own = model.state_dict(keep_vars=True)
     _complete_tied(clean, own, source)
     misfit = explain_misfit(_shapes(clean), _shapes(own), str(source))

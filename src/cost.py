@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from easydict import EasyDict
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -41,19 +42,20 @@ class StepCost:
 
 
 def step_cost(config: RunConfig) -> StepCost:
-    """Count one sample (batch 1, square images of the config's size) through model and objective, without the loss
-    network.
+    """Count one sample (batch 1, images of training.image_shape, else square ones of the model's size) through model
+    and objective, without the loss network.
     """
-    training, size = config.training, config.model.image_tokenizer.image_size
+    training = config.training
+    shape = tuple(training.image_shape) or 2 * (config.model.image_tokenizer.image_size,)
     with torch.device("meta"):
         model = build_model(config.model)
-        input = _views(training.num_input_views, size)
-        target = _views(training.num_target_views, size)
+        input = _views(training.num_input_views, *shape)
+        target = _views(training.num_target_views, *shape)
     # Attention written out as two matrix products: the only form whose operations can be counted everywhere.
     with sdpa_kernel(SDPBackend.MATH):
         model.train().set_checkpointing(0)
         with FlopCounterMode(display=False) as counter:
-            model(input, target).render.sum().backward()
+            _output(model(input, target)).sum().backward()
     model.set_checkpointing(training.grad_checkpoint_every)
     return StepCost(
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -62,9 +64,14 @@ def step_cost(config: RunConfig) -> StepCost:
     )
 
 
-def _views(num_views: int, size: int) -> Views:
-    cameras = Cameras(torch.empty(1, num_views, 4, 4), torch.empty(1, num_views, 4), size, size)
-    return Views(torch.empty(1, num_views, 3, size, size), cameras)
+def _output(result: EasyDict) -> Tensor:
+    """What the loss looks at: a latent family decodes no pictures where training compares latents."""
+    return result.render if "render" in result else result.latent
+
+
+def _views(num_views: int, height: int, width: int) -> Views:
+    cameras = Cameras(torch.empty(1, num_views, 4, 4), torch.empty(1, num_views, 4), height, width)
+    return Views(torch.empty(1, num_views, 3, height, width), cameras)
 
 
 def _kept_bytes(model: torch.nn.Module, input: Views, target: Views) -> int:

@@ -29,6 +29,8 @@ from .checkpoint import (
 )
 from .config import ConfigError
 from .data.eval_index import evaluation_loader
+from .data.latents import Meta, place_of_latents
+from .data.loader import sources
 from .evaluate import Metrics
 from .files import write_text
 from .loss import build_image_loss
@@ -38,6 +40,8 @@ from .model.base import ViewSynthesizer
 from .optim import build_optimizer
 from .runtime import Runtime, all_gather_objects, from_main, grad_scaler, random_state, set_random_state
 from .settings import RunConfig, Training, to_plain
+from .vae_files import load_vae
+from .warm_start import start_from
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +113,7 @@ def open_run(config: RunConfig, runtime: Runtime) -> Run:
         evaluation=evaluation,
     )
     load_start(run)
+    _check_latents(run)
     model.train()
     model.set_checkpointing(training.grad_checkpoint_every)
     if training.compile:
@@ -150,8 +155,25 @@ def _open_evaluation(config: RunConfig, runtime: Runtime) -> tuple[Any, Metrics]
     return loader, build_metrics(names, config.pretrained, runtime.device)
 
 
+def _check_latents(run: Run) -> None:
+    """Latents that lie beside the data belong to one autoencoder: it must be this model's."""
+    training = run.config.training
+    if not training.vae_latents:
+        return
+    codec = run.model.get_submodule("vae") if "vae" in dict(run.model.named_children()) else None
+    if codec is None:
+        raise ConfigError(
+            f"training.vae_latents is {training.vae_latents}, but {run.config.model.class_name} has no autoencoder here: "
+            "leave it empty."
+        )
+    paths, _ = sources(training.dataset_path)
+    for place in (place_of_latents(path, training.vae_latents) for path in paths):
+        Meta.read(place).require_same({"vae_digest": codec.digest()}, place)
+
+
 def load_start(run: Run) -> None:
-    """Load what the run starts from: its own newest checkpoint, else `resume_ckpt`, else pretrained parts.
+    """Load what the run starts from: its own newest checkpoint, else `resume_ckpt`, else pretrained parts and
+    what fits of `init_from`.
 
     A run that has checkpoints of its own goes on from them whatever `resume_ckpt` says: after a crash, fine-tuning
     does not start over.
@@ -170,8 +192,12 @@ def load_start(run: Run) -> None:
             path = getattr(run.config.pretrained, name)
             if path == "random":
                 log.warning("pretrained.%s=random: %s starts from random weights.", name, prefix)
+            elif name == "vae":
+                load_vae(run.model.get_submodule(prefix.rstrip(".")), path)
             else:
                 load_pretrained_part(run.model, prefix, path, name)
+        if training.init_from:
+            start_from(run.model, training.init_from)
     elif training.reset_training_state:
         load_into(run.model, load_weights(training.resume_ckpt), training.resume_ckpt)
     else:

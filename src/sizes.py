@@ -16,9 +16,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 TRUNK, BACKBONE = "model.transformer", "model.image_tokenizer.backbone"
 DINO = "image_tokenizer.1.dino_vit."
+PYTORCH = "image_and_ray_encoder."
 
 STACKS = {
     "transformer_blocks": f"{TRUNK}.n_layer",
+    "self_cross_blocks": f"{TRUNK}.n_layer",
     "transformer_encoder": f"{TRUNK}.encoder_n_layer",
     "estimator.transformer_estimator": f"{TRUNK}.estimator_n_layer",
     "transformer_decoder": f"{TRUNK}.decoder_n_layer",
@@ -50,7 +52,52 @@ def sizes_of(shapes: Shapes) -> dict[str, int | float | bool]:
         sizes[f"{TRUNK}.use_qk_norm"] = bool(gains)
     if gains:
         sizes[f"{TRUNK}.d_head"] = gains[0][0]
+    if "input_linear.weight" in shapes:
+        return _lact_sizes(shapes)
+    if "rgbp_tokenizer.1.weight" in shapes:
+        sizes |= _efficient_lvsm_sizes(shapes)
+    sizes |= _lvsm_pytorch_sizes(shapes)
     return sizes | _backbone_sizes({n.removeprefix(DINO): s for n, s in shapes.items() if n.startswith(DINO)})
+
+
+def _efficient_lvsm_sizes(shapes: Shapes) -> dict[str, int | float | bool]:
+    """What only Efficient-LVSM tells elsewhere: its norms have no weights."""
+    gain = shapes.get("self_cross_blocks.0.cross_attn.q_norm.weight")
+    sizes = {f"{TRUNK}.d": shapes["rgbp_tokenizer.1.weight"][0], f"{TRUNK}.use_qk_norm": gain is not None}
+    return sizes | ({f"{TRUNK}.d_head": gain[0]} if gain else {})
+
+
+def _lact_sizes(shapes: Shapes) -> dict[str, int | float | bool]:
+    """Sizes of LaCT; the sub-layers of its blocks stand in a list, which has no key for each."""
+    width, inputs = shapes["input_linear.weight"]
+    return {
+        "model.dim": width,
+        "model.patch_size": math.isqrt(inputs // 12),  # 9 ray channels and 3 colours
+        "model.layers": len(_blocks(shapes, "blocks")),
+    }
+
+
+def _lvsm_pytorch_sizes(shapes: Shapes) -> dict[str, int | float | bool]:
+    """Sizes of a family of the module API; heads can be told only where the value residual is learned."""
+    root = next((name[: name.index(PYTORCH)] + PYTORCH for name in shapes if PYTORCH in name), None)
+    inner = {n.removeprefix(root): s for n, s in shapes.items() if root and n.startswith(root)}
+    telling = ("input_image_embed", "plucker_rays_to_patch_tokens.1.weight", "decoder.layers.0.1.to_q.weight")
+    if any(name not in inner for name in telling):
+        return {}
+    (rows, width), (_, ray_numbers), (heads_width, _) = (inner[name] for name in telling)
+    sizes: dict[str, int | float | bool] = {
+        "model.dim": width,
+        "model.max_input_images": rows,
+        "model.patch_size": math.isqrt(ray_numbers // 6),
+        "model.depth": len(_blocks(inner, "decoder.layers")) // 2,
+        "model.add_axial_pos_emb": "height_embed" in inner,
+        "model.decoder_kwargs.use_rmsnorm": "decoder.layers.0.0.0.g" in inner,
+        "model.decoder_kwargs.ff_glu": "decoder.layers.1.1.ff.0.proj.weight" in inner,
+        "model.heads * model.dim_head": heads_width,
+    }
+    if "decoder.layers.2.1.to_value_residual_mix.0.bias" in inner:
+        sizes["model.heads"] = inner["decoder.layers.2.1.to_value_residual_mix.0.bias"][0]
+    return sizes
 
 
 def _backbone_sizes(shapes: Shapes) -> dict[str, int | float | bool]:

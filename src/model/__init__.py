@@ -16,6 +16,13 @@ MODELS: dict[str, tuple[str, str]] = {
     "src.model.ptlvsm.posedTargetLVSM": (".ptlvsm", "PTLVSM"),
     "model.LVSM_scene_decoder_only.Images2LatentScene": (".lvsm_decoder_only", "LVSMDecoderOnly"),
     "model.LVSM_scene_encoder_decoder.Images2LatentScene": (".lvsm_encoder_decoder", "LVSMEncoderDecoder"),
+    "lvsm_pytorch.LVSM": (".lvsm_pytorch.family", "LVSMFamily"),
+    "lvsm_pytorch.MAE": (".lvsm_pytorch.pretraining", "MAEFamily"),
+    "src.model.lact.LaCT": (".lact", "LaCT"),
+    "src.model.lvsm_latent.LVSM": (".lvsm_latent", "LVSM"),
+    "src.model.efficient_lvsm.EfficientLVSM": (".efficient_lvsm", "EfficientLVSM"),
+    "src.model.kvlvsm.KVLVSM": (".kvlvsm", "KVLVSM"),
+    "src.model.lvsm_prope.LVSMPRoPE": (".lvsm_prope", "LVSMPRoPE"),
 }
 """`model.class_name` as published -> (module, class); a leading dot means this package. Imported when asked for."""
 

@@ -9,6 +9,8 @@ import importlib
 from collections.abc import Callable
 
 READERS: dict[tuple[str, str], str] = {
+    ("lact", "model"): "lact.model",
+    ("lact", "train_steps"): "lact.train_steps",
     ("lvsm", "model"): "lvsm.model",
     ("lvsm", "train_steps"): "lvsm.train_steps",
     ("lvsm", "preprocess"): "preprocess.from_pictures",
@@ -23,6 +25,22 @@ READERS: dict[tuple[str, str], str] = {
     ("uplvsm", "poses"): "uplvsm.poses",
     ("uplvsm", "optimizer"): "uplvsm.optimizer",
     ("uplvsm", "preprocess"): "preprocess.from_chunk",
+    ("prope", "attention_operator"): "prope.attention_operator",
+    ("prope", "model"): "prope.model",
+    ("efficient_lvsm", "model"): "efficient_lvsm.model",
+    ("lvsm_latent", "model"): "lvsm_latent.model",
+    ("lvsm_latent", "train_steps"): "lvsm_latent.train_steps",
+    ("lvsm_latent", "schedule"): "lvsm_latent.schedule",
+    ("lvsm_latent", "parameter_groups"): "lvsm_latent.groups",
+    ("lvsm_latent", "trajectory"): "lvsm_latent_paths.trajectory",
+    ("lvsm_pytorch", "model"): "lvsm_pytorch.model",
+    ("lvsm_pytorch", "perceptual"): "lvsm_pytorch.perceptual",
+    ("lvsm_pytorch", "rays_and_masks"): "lvsm_pytorch.rays_and_masks",
+    ("lvsm_latent", "sampler"): "lvsm_latent_data.sampler",
+    ("lvsm_latent", "index_generator"): "lvsm_latent_data.index_generator",
+    ("lvsm_latent", "preprocess"): "lvsm_latent_data.preprocess",
+    ("lvsm_latent", "dataset"): "lvsm_latent_data.dataset",
+    ("lact", "cameras_and_data"): "lact_data.cameras_and_data",
 }
 """(system, kind) of a golden file -> module and function here that computes our version of its outputs."""
 

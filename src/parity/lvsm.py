@@ -16,6 +16,11 @@ from .report import Golden
 DECODER_ONLY = "model.LVSM_scene_decoder_only.Images2LatentScene"
 ENCODER_DECODER = "model.LVSM_scene_encoder_decoder.Images2LatentScene"
 
+AS_DECODER_ONLY = {
+    "src.model.kvlvsm.KVLVSM": {"mask": "full", "camera": "none", "ray": "plucker"},
+}
+"""Other families that can be LVSM decoder-only -> settings with which they are."""
+
 STACKS = {"block": "transformer_blocks", "enc": "transformer_encoder", "dec": "transformer_decoder"}
 """Name of a stored block output, without its number -> stack of our model."""
 
@@ -91,6 +96,10 @@ def trajectory(golden: Golden) -> dict:
 def _model(golden: Golden, tree: dict) -> ViewSynthesizer:
     """The original's files name no class: only the encoder-decoder has encoder layers."""
     class_name = ENCODER_DECODER if "encoder_n_layer" in tree["transformer"] else DECODER_ONLY
+    if golden.as_class:
+        if class_name != DECODER_ONLY or golden.as_class not in AS_DECODER_ONLY:
+            raise ValueError(f"{golden.as_class} cannot stand for {class_name}.")
+        tree, class_name = {**tree, **AS_DECODER_ONLY[golden.as_class]}, golden.as_class
     return model_with({**tree, "class_name": class_name}, golden.state_dict, str(golden.path))
 
 

@@ -35,7 +35,10 @@ _MISSING = object()
 
 @dataclass(kw_only=True)
 class Golden:
-    """One golden file, by the keys of its dict; `extra` has those that only some kinds carry."""
+    """One golden file, by the keys of its dict; `extra` has those that only some kinds carry.
+
+    as_class: `model.class_name` of another family of ours that is to compute the same; "": the original's.
+    """
 
     path: Path
     system: str
@@ -49,6 +52,7 @@ class Golden:
     stage: list[str]
     tolerances: list[dict]
     extra: dict = field(repr=False)
+    as_class: str = ""
 
 
 def load_golden(path: str | Path) -> Golden:
@@ -60,7 +64,7 @@ def load_golden(path: str | Path) -> Golden:
         raise ConfigError(f"{path}: no such file.") from None
     except Exception as error:  # torch.load raises whatever its unpickler met; all of it means one thing
         raise ConfigError(f"{path}: not readable as a golden file: {_one_line(error)}") from error
-    shared = [f.name for f in fields(Golden) if f.name not in ("path", "extra")]
+    shared = [f.name for f in fields(Golden) if f.name not in ("path", "extra", "as_class")]
     raw = {"state_dict": {}, "optional": [], "stage": []} | raw  # nothing of the kind
     missing = [name for name in shared if name not in raw]
     if missing:

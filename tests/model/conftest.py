@@ -30,17 +30,55 @@ LAYERS = {
         "decoder_n_layer": 2,
         "n_latent_vectors": 6,
     },
+    "src.model.efficient_lvsm.EfficientLVSM": {"n_layer": 3},
+    "src.model.kvlvsm.KVLVSM": {"n_layer": 3},
+    "src.model.lvsm_prope.LVSMPRoPE": {"n_layer": 3, "d_ff": 32},
 }
+LATENT = {"d_model": 16, "d_k": 8, "d_v": 8, "num_heads": 3, "d_ff": 32, "num_encoder_layers": 3}
+LVSM_PYTORCH = {
+    "dim": 16,
+    "max_image_size": 8,
+    "patch_size": 4,
+    "depth": 3,
+    "heads": 2,
+    "dim_head": 12,
+    "rand_input_image_embed": False,  # else two passes in training mode differ
+    "dropout_input_ray_prob": 1.0,  # all rays of inputs, always: so the mask embedding learns too
+}
+LACT = {
+    "patch_size": 4,
+    "dim": 16,
+    "layers": 3,
+    "muon_dtype": "float32",
+    "block_config": [
+        {"type": "model.SelfAttention", "length_dim": "l", "params": {"head_dim": 8}},
+        {
+            "type": "lact_ttt.FastWeightGluMLPMultihead",
+            "params": {"head_dim": 8, "inter_multi": 2, "muon_update_steps": 5},
+        },
+        {"type": "model.MLP", "params": {"inter_multi": 2}},
+    ],
+}
+UNPOSED = ("src.model.ptlvsm.posedTargetLVSM", "src.model.uplvsm.unposedLVSM")
 
 
 def model_section(class_name: str, **changes: object) -> dict:
     """`model` section of a tiny model; `changes` go to `transformer`, except `unposed`."""
-    unposed = "LVSM_scene" not in class_name
+    if class_name == "lvsm_pytorch.LVSM":
+        return {**LVSM_PYTORCH, "class_name": class_name, **changes}
+    if class_name == "src.model.lact.LaCT":
+        return {**LACT, "class_name": class_name, **changes}
+    if class_name == "src.model.lvsm_latent.LVSM":
+        sizes = {"image_size": 8, "patch_size": 4, "transformer": {**LATENT, **changes}}
+        return {"class_name": class_name, **sizes}
+    unposed = class_name in UNPOSED
     section = {
         "class_name": class_name,
         "image_tokenizer": {"image_size": 8, "patch_size": 4},
         "target_pose_tokenizer": {"patch_size": 4},
     }
+    if class_name == "src.model.lvsm_prope.LVSMPRoPE":
+        del section["target_pose_tokenizer"]
     if unposed:
         section["image_tokenizer"]["backbone"] = {
             "embed_dim": 16,

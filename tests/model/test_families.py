@@ -19,7 +19,14 @@ DECODER_ONLY, ENCODER_DECODER, PT, UP = (
     "src.model.ptlvsm.posedTargetLVSM",
     "src.model.uplvsm.unposedLVSM",
 )
-FAMILIES = [DECODER_ONLY, ENCODER_DECODER, PT, UP]
+EFFICIENT, KV, PROPE = (
+    "src.model.efficient_lvsm.EfficientLVSM",
+    "src.model.kvlvsm.KVLVSM",
+    "src.model.lvsm_prope.LVSMPRoPE",
+)
+PYTORCH, LACT = "lvsm_pytorch.LVSM", "src.model.lact.LaCT"
+LATENT = "src.model.lvsm_latent.LVSM"
+FAMILIES = [DECODER_ONLY, ENCODER_DECODER, PT, UP, EFFICIENT, KV, PROPE, PYTORCH, LACT, LATENT]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -95,14 +102,18 @@ def test_checkpointing_changes_neither_loss_nor_gradients(family, every, make_mo
     torch.testing.assert_close(gradients_again, gradients)
 
 
-@pytest.mark.parametrize("family", [DECODER_ONLY, ENCODER_DECODER, PT])
+@pytest.mark.parametrize(
+    "family", [DECODER_ONLY, ENCODER_DECODER, PT, EFFICIENT, KV, PROPE, PYTORCH, LACT, LATENT]
+)
 def test_target_images_do_not_influence_the_render_of_a_posed_target(family, make_model, make_views):
     model, input, target = make_model(family), make_views(2), make_views(2)
     other = Views(torch.rand_like(target.image), target.cameras)
     torch.testing.assert_close(model(input, target).render, model(input, other).render, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("family", [DECODER_ONLY, ENCODER_DECODER, PT])
+@pytest.mark.parametrize(
+    "family", [DECODER_ONLY, ENCODER_DECODER, PT, EFFICIENT, KV, PROPE, PYTORCH, LACT, LATENT]
+)
 def test_target_cameras_do_influence_it(family, make_model, make_views):
     model, input, target = make_model(family), make_views(2), make_views(2)
     moved = target.cameras.at(target.cameras.c2w.flip(1))
@@ -188,9 +199,9 @@ def test_under_autocast_attention_gets_what_its_fast_kernels_take(
     """Queries, keys and values of the same half type, channels adjacent in memory."""
     seen = []
 
-    def attention(q, k, v):
+    def attention(q, k, v, **more):
         seen.append(({x.dtype for x in (q, k, v)}, {x.stride(-1) for x in (q, k, v)}))
-        return inner(q, k, v)
+        return inner(q, k, v, **more)
 
     inner = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)

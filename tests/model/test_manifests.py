@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from src.config import build
 from src.model import build_model, family_config
+from src.settings import config_from_tree, load_config, to_plain
+
+CONFIGS = Path(__file__).resolve().parents[2] / "config"
 
 DECODER_ONLY, ENCODER_DECODER, PT, UP = (
     "model.LVSM_scene_decoder_only.Images2LatentScene",
@@ -50,6 +54,44 @@ def test_names_and_shapes_are_the_published_ones(
         model = build_model(config)
     assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == expected
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+LACT_FILES = {  # layers and width of the fast nets of the published files of LaCT
+    "lact_l24_d768_ttt2x": (24, 2),
+    "lact_l24_d768_ttt4x": (24, 4),
+    "lact_l14_d768_ttt2x": (14, 2),
+}
+LACT_FILE = """
+patch_size: 8
+dim: 768
+layers: {}
+block_config:
+  - type: model.SelfAttention
+    length_dim: l
+    params:
+      head_dim: 64
+      use_qk_norm: true
+  - type: lact_ttt.FastWeightGluMLPMultihead
+    params: {{head_dim: 768, inter_multi: {}, base_lr: 0.01, muon_update_steps: 5}}
+  - type: model.MLP
+    length_dim: vl
+    params: {{inter_multi: 4}}
+"""
+
+
+@pytest.mark.parametrize("name", LACT_FILES)
+def test_a_published_file_of_lact_loads_as_it_is_and_makes_the_published_names(name, shared, tmp_path):
+    published = json.loads((shared / f"parity/lact/manifest_{name}.json").read_text(encoding="utf-8"))
+    file = tmp_path / f"{name}.yaml"
+    file.write_text(LACT_FILE.format(*LACT_FILES[name]), encoding="utf-8")
+    config = load_config(file, [], family_config)
+    assert config_from_tree(to_plain(config), family_config) == config
+    with torch.device("meta"):
+        model = build_model(config.model)
+    assert {name: list(tensor.shape) for name, tensor in model.state_dict().items()} == published
+    ours = load_config(CONFIGS / f"{name}.yaml", [], family_config).model
+    assert ours.sub_layers() == config.model.sub_layers()
+    assert ours.image_tokenizer == config.model.image_tokenizer
 
 
 @pytest.mark.parametrize(
