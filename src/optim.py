@@ -40,7 +40,7 @@ def build_optimizer(model: nn.Module, training: Training, device: torch.device) 
         parameter_groups(model, training.weight_decay),
         lr=training.lr,
         betas=(training.beta1, training.beta2),
-        eps=1e-8,
+        eps=training.adam_eps,
         fused=device.type != "cpu",
     )
 

@@ -103,6 +103,7 @@ class Training:
     lr: float = key("peak learning rate of AdamW", 4e-4, least=0)
     beta1: float = key("AdamW beta1", 0.9, least=0)
     beta2: float = key("AdamW beta2", 0.95, least=0)
+    adam_eps: float = key("AdamW epsilon", 1e-8)
     weight_decay: float = key("AdamW decay, on parameters with two or more dimensions", 0.05, least=0)
     warmup: int = key("steps of linear warm-up", 3000, least=0)
     train_steps: int = key("optimiser steps of the whole run", 100000, least=1)
@@ -195,7 +196,7 @@ class Training:
                 "training.dynamic_input_view_num draws up to 4 context views, too many for training.num_views "
                 f"{self.num_views}: raise it to 5, or to 4 with training.target_has_input: true."
             )
-        for name in ("scene_scale_factor", "grad_clip_norm", "allowed_gradnorm_factor"):
+        for name in ("scene_scale_factor", "grad_clip_norm", "allowed_gradnorm_factor", "adam_eps"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}: it must be positive.")
         if self.image_shape and not _is_shape(self.image_shape):

@@ -30,6 +30,8 @@ KeysValues = list[tuple[Tensor, Tensor]]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
     "leakyrelu": nn.LeakyReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "selu": nn.SELU, "mish": nn.Mish,
+    "celu": nn.CELU, "relu6": nn.ReLU6, "softplus": nn.Softplus, "softsign": nn.Softsign, "logsigmoid": nn.LogSigmoid,
+    "hardswish": nn.Hardswish, "hardtanh": nn.Hardtanh, "hardsigmoid": nn.Hardsigmoid,
 }  # fmt: skip
 XAVIER = {"tanh", "sigmoid"}
 """Activations in front of which weights are Xavier normal; the others' are Kaiming normal."""

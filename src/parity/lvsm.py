@@ -127,6 +127,7 @@ def _training(run: dict) -> Training:
         lr=optimizer["lr"],
         beta1=optimizer["betas"][0],
         beta2=optimizer["betas"][1],
+        adam_eps=optimizer.get("eps", 1e-8),
         weight_decay=optimizer["weight_decay"],
         scheduler_type=schedule["kind"],
         warmup=schedule["warmup"],

@@ -136,6 +136,7 @@ def _training(given: dict) -> Training:
         lr=given["lr"],
         beta1=beta1,
         beta2=beta2,
+        adam_eps=given.get("eps", 1e-8),
         weight_decay=given.get("weight_decay", 0.05),
         scheduler_type="cosine_min",
         initial_lr=given["initial_lr"],

@@ -278,7 +278,7 @@ def _example(scenes: SceneDataset, selection: dict, config: dict) -> dict:
 
 def _declines(scenes: SceneDataset, position: int) -> bool:
     try:
-        scenes.evaluation_sample(position, (0,), (1,))
+        scenes.evaluation_sample(position, (0, 1), (0,))
     except SceneError:
         return True
     return False

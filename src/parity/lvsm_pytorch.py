@@ -73,14 +73,20 @@ def rays_and_masks(golden: Golden) -> dict:
 # ----------------------------------------------------------------------------------------------- the classes
 
 
+REPLACED_DEFAULTS = {"use_rmsnorm": False, "add_value_residual": False, "ff_glu": False}
+"""A dictionary given to the original replaces its defaults, where ours is merged into them."""
+
+
 def _network(golden: Golden, vgg: nn.Module | None = None) -> nn.Module:
     """The class that the file names, with its published behaviour and its weights."""
     config = golden.config
     switches = TOP_LEVEL_SWITCHES | {name: config[name] for name in TOP_LEVEL_SWITCHES if name in config}
     arguments = dict(config["lvsm"])
-    given = arguments.pop("decoder_kwargs", {})
+    given = arguments.pop("decoder_kwargs", None)
+    if given is not None:
+        given = REPLACED_DEFAULTS | given
     arguments |= {
-        "decoder_kwargs": {"learned_value_residual_mix": switches["learned_value_residual_mix"]} | given,
+        "decoder_kwargs": {"learned_value_residual_mix": switches["learned_value_residual_mix"]} | (given or {}),
         "add_axial_pos_emb": arguments.get("add_axial_pos_emb", switches["add_axial_pos_emb"]),
         "vgg16": vgg,
     }
