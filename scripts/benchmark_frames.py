@@ -2,7 +2,7 @@
 
     python -m scripts.benchmark_frames --output outputs/frames [--width 512 --layers 8 --size 128 --patch 8]
 
-Writes `frames.json`, `frames.md` and `frames.png`. What is measured and how: src/frame_speed.py.
+Writes `frames.json`, `frames.md` and `frames.png`. What is measured and how: src/bench/frames.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from src.bench.frames import Sizes, chart, contenders, measure, table
+from src.bench.measure import machine
 from src.cli import guarded
 from src.files import write_text
-from src.frame_speed import Sizes, chart, contenders, machine, measure, table
 from src.runtime import start
 
 

@@ -3,7 +3,7 @@
     python -m scripts.benchmark_targets --output outputs/targets [--targets 1 2 4 8 16 32 --inputs 2 --size 192]
 
 Writes `targets.json`, `targets.md` and `targets.png`. The defaults are the published pixel model at 192 px, which takes
-minutes and gigabytes on a CPU. What is measured and how: src/target_speed.py.
+minutes and gigabytes on a CPU. What is measured and how: src/bench/targets.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from src.bench.measure import machine
+from src.bench.targets import Row, Sizes, chart, measure, table
 from src.cli import guarded
 from src.files import write_text
-from src.frame_speed import machine
 from src.runtime import start
-from src.target_speed import Row, Sizes, chart, measure, table
 
 LARGEST_DIFFERENCE = 1e-5
 """Between the images of any two ways; more is an error, not a matter of speed."""

@@ -67,14 +67,14 @@ def test_frames_are_measured_and_counted(tmp_path, capsys):
     assert (tmp_path / "frames.md").read_text(encoding="utf-8") in capsys.readouterr().out
 
 
-def test_three_ways_to_render_many_targets_are_measured_and_agree(tmp_path, capsys):
+def test_four_ways_to_render_many_targets_are_measured_and_agree(tmp_path, capsys):
     words = (
         "--width 24 --heads 2 --d_head 8 --d_ff 32 --layers 2 --size 16 --patch 4 --targets 1 3 --repeats 1"
     )
     assert benchmark_targets.main(["--output", str(tmp_path), *words.split()]) == 0
     report = json.loads((tmp_path / "targets.json").read_text(encoding="utf-8"))
     assert [(row["num_targets"], row["way"]) for row in report["rows"]] == [
-        (number, way) for number in (1, 3) for way in ("cached", "dense mask", "per target")
+        (number, way) for number in (1, 3) for way in ("cached", "dense mask", "per target", "re-encoded")
     ]
     assert all(row["difference"] < 1e-5 and row["cpu_s"] > 0 for row in report["rows"])
     assert (tmp_path / "targets.png").is_file() and "| 3 | per target |" in capsys.readouterr().out

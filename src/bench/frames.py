@@ -4,34 +4,24 @@ Models of equal width and depth with random weights, one scene, one target at a 
 contenders take turns, so that whatever else the machine does falls on all of them; figures are medians. Beside the clock,
 work is counted (multiply-adds twice) on the meta device.
 
-Public: Sizes, Row, contenders, measure, machine, table, chart.
+Public: Sizes, Row, contenders, measure, table, chart.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from .config import ConfigError, build
-from .files import replacing
-from .geometry.camera import Cameras, Views
-from .model import build_model, family_config
-from .model.base import ViewSynthesizer
+from ..config import ConfigError
+from .chart import Panel, draw_chart
+from .measure import build_section, counted, scene, timed
 
 LVSM, KV = "LVSM decoder-only", "KV-LVSM"
 LATENTS_PER_VIEW = 3
 """Latent tokens of the encoder-decoder, in views: 3072 at 1024 tokens a view, as published."""
-
-COLOURS = {LVSM: (190, 60, 50), "LVSM encoder-decoder": (210, 150, 40), KV: (30, 110, 180)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,23 +75,6 @@ def contenders(sizes: Sizes) -> dict[str, dict]:
     }
 
 
-def build_section(section: dict) -> ViewSynthesizer:
-    problems: list[str] = []
-    config = build(family_config(section["class_name"]), section, "model", problems)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return build_model(config).eval()
-
-
-def scene(num_views: int, size: int, device: torch.device | str, dtype: torch.dtype) -> Views:
-    """Noise, seen by cameras that stand side by side."""
-    c2w = torch.eye(4, device=device).repeat(1, num_views, 1, 1)
-    c2w[..., 0, 3] = torch.arange(num_views, device=device) / max(1, num_views)
-    fxfycxcy = torch.full((1, num_views, 4), size / 2, device=device)
-    image = torch.rand(1, num_views, 3, size, size, device=device, dtype=dtype)
-    return Views(image, Cameras(c2w, fxfycxcy, size, size))
-
-
 # ----------------------------------------------------------------------------------------------- measuring
 
 
@@ -134,12 +107,10 @@ def measure(
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for _ in range(repeats + 1):
             for name, model in models.items():
-                state, seconds = timed(lambda model=model: model.encode(input), device)
-                encode_s[name].append(seconds)
-                _, seconds = timed(
-                    lambda model=model, state=state: model.decode(state, target.cameras), device
-                )
-                frame_s[name].append(seconds)
+                state, time = timed(lambda model=model: model.encode(input), device)
+                encode_s[name].append(time.wall_s)
+                _, time = timed(lambda model=model, state=state: model.decode(state, target.cameras), device)
+                frame_s[name].append(time.wall_s)
                 del state  # 16 views of a large model fill a memory
     return [
         Row(
@@ -151,35 +122,6 @@ def measure(
         )
         for name, section in sections.items()
     ]
-
-
-def timed(work: Callable[[], object], device: torch.device) -> tuple[object, float]:
-    """What `work` returns, and the seconds until the device has finished it."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    begin = time.perf_counter()
-    result = work()
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return result, time.perf_counter() - begin
-
-
-def counted(section: dict, num_inputs: int, size: int) -> tuple[int, int]:
-    """Floating-point operations of encoding and of one frame, counted without computing anything."""
-    with torch.device("meta"):
-        model = build_section(section)
-        input, target = scene(num_inputs, size, "meta", torch.float32), scene(1, size, "meta", torch.float32)
-    with sdpa_kernel(SDPBackend.MATH):
-        with FlopCounterMode(display=False) as encoding:
-            state = model.encode(input)
-        with FlopCounterMode(display=False) as frame:
-            model.decode(state, target.cameras)
-    return encoding.get_total_flops(), frame.get_total_flops()
-
-
-def machine(device: torch.device) -> str:
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return f"{device.type}{threads}, torch {torch.__version__}"
 
 
 # ----------------------------------------------------------------------------------------------- showing
@@ -217,33 +159,7 @@ def table(rows: list[Row], machine: str) -> str:
 
 
 def chart(rows: list[Row], path: Path) -> None:
-    """Frames per second against inputs, both axes logarithmic."""
-    width, height, left, right, top, bottom = 760, 440, 70, 200, 40, 50
-    image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
-    inputs = sorted({r.num_inputs for r in rows})
-    rates = [1 / r.frame_s for r in rows]
-    low, high = math.floor(math.log10(min(rates))), math.ceil(math.log10(max(rates)) + 1e-9)
-    span = math.log2(inputs[-1] / inputs[0]) or 1.0
-
-    def place(num_inputs: int, rate: float) -> tuple[float, float]:
-        x = left + (width - left - right) * math.log2(num_inputs / inputs[0]) / span
-        y = height - bottom - (height - top - bottom) * (math.log10(rate) - low) / max(1, high - low)
-        return x, y
-
-    for power in range(low, high + 1):
-        x, y = place(inputs[0], 10.0**power)
-        draw.line([(x, y), (width - right, y)], fill=(220, 220, 220))
-        draw.text((8, y - 6), f"{10.0**power:g}", fill="black")
-    for number in inputs:
-        draw.text((place(number, 1)[0] - 4, height - bottom + 8), str(number), fill="black")
-    draw.text((8, 10), "frames per second", fill="black")
-    draw.text((left + (width - left - right) // 2 - 40, height - 22), "context views", fill="black")
-    for name, colour in COLOURS.items():
-        points = [place(r.num_inputs, 1 / r.frame_s) for r in rows if r.name == name]
-        draw.line(points, fill=colour, width=3)
-        for x, y in points:
-            draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=colour)
-        draw.text((points[-1][0] + 10, points[-1][1] - 6), name, fill=colour)
-    with replacing(path) as temporary:
-        image.save(temporary)
+    """Frames per second against the number of inputs."""
+    names = dict.fromkeys(row.name for row in rows)
+    lines = {name: [(row.num_inputs, 1 / row.frame_s) for row in rows if row.name == name] for name in names}
+    draw_chart([Panel("frames per second", "context views", lines)], path)

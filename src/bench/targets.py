@@ -2,7 +2,8 @@
 
     cached       the context once, then all targets by unmasked attention to its keys and values: our way
     dense mask   one pass over the tokens of context and targets with a boolean mask: the original's way
-    per target   one pass over the context and one target, for each target
+    per target   one masked pass over the context and one target, for each target
+    re-encoded   our way, but the context is encoded again for each target
 
 Random weights, noise for pictures, no gradients; encoding is part of every figure. The ways take turns in one process, so
 that whatever else the machine does falls on all of them; figures are medians.
@@ -12,10 +13,7 @@ Public: Sizes, Row, measure, table, chart.
 
 from __future__ import annotations
 
-import ctypes
-import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +21,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from .files import replacing
-from .frame_speed import build_section, scene
-from .geometry.camera import Cameras, Views
-from .model.base import ViewSynthesizer
-from .model.one_way import OneWayTransformer
+from ..geometry.camera import Cameras, Views
+from ..model.base import ViewSynthesizer
+from ..model.one_way import OneWayTransformer
+from .chart import Panel, draw_chart
+from .measure import PeakMemory, Timing, build_section, scene, timed
 
-CACHED, DENSE, SINGLE = "cached", "dense mask", "per target"
-COLOURS = {CACHED: (30, 110, 180), DENSE: (190, 60, 50), SINGLE: (210, 150, 40)}
+CACHED, DENSE, SINGLE, AGAIN = "cached", "dense mask", "per target", "re-encoded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,59 +123,29 @@ def measure(sizes: Sizes, num_inputs: int, num_targets: int, repeats: int, devic
     ways: dict[str, Callable[[], Tensor]] = {
         CACHED: lambda: model.decode(model.encode(input), cameras),
         DENSE: lambda: dense.decode(dense.encode(input), cameras),
-        SINGLE: lambda: one_by_one(model, input, cameras),
+        SINGLE: lambda: one_by_one(dense, input, cameras),
+        AGAIN: lambda: one_by_one(model, input, cameras),
     }
-    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    times: dict[str, list[Timing]] = {way: [] for way in ways}
     peaks, images = {}, {}
     for _ in range(repeats + 1):
         for way, render in ways.items():
-            before = _start_peak(device)
-            begin = time.perf_counter(), time.process_time()
-            image = render()
-            _wait(device)
-            seconds[way].append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
-            peaks[way], images[way] = _peak(device, before), image.cpu()
+            with PeakMemory(device) as peak:
+                image, time = timed(render, device)
+            times[way].append(time)
+            peaks[way], images[way] = peak.bytes, image.cpu()
             del image
     return [
         Row(
             way,
             num_targets,
-            *(statistics.median(column) for column in zip(*seconds[way][1:])),
+            statistics.median(time.wall_s for time in times[way][1:]),
+            statistics.median(time.cpu_s for time in times[way][1:]),
             peaks[way],
             float((images[way] - images[CACHED]).abs().max()),
         )
         for way in ways
     ]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def _start_peak(device: torch.device) -> int | None:
-    """Begin to look for a peak. Bytes that are held now; None: this system does not tell."""
-    if device.type != "cpu":
-        torch.accelerator.reset_peak_memory_stats(device)
-        return torch.accelerator.memory_allocated(device)
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier turns have freed goes back to the system
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is what is held now
-    except (OSError, AttributeError, TypeError):  # not Linux with glibc
-        return None
-    return _status("VmRSS")
-
-
-def _peak(device: torch.device, before: int | None) -> int | None:
-    if device.type != "cpu":
-        return torch.accelerator.max_memory_allocated(device) - (before or 0)
-    return None if before is None else max(0, _status("VmHWM") - before)
-
-
-def _status(name: str) -> int:
-    """Bytes under a name in /proc/self/status, which counts in KiB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 
 # ----------------------------------------------------------------------------------------------- showing
@@ -204,38 +170,17 @@ def table(rows: list[Row], heading: str) -> str:
 
 
 def chart(rows: list[Row], path: Path) -> None:
-    """Time, and memory if it is known, against the number of targets; all axes logarithmic."""
-    panels = {"CPU seconds": {(r.way, r.num_targets): r.cpu_s for r in rows}}
-    memory = {(r.way, r.num_targets): r.peak_bytes / 2**20 for r in rows if r.peak_bytes}
-    if len(memory) == len(rows):
-        panels["memory, MiB"] = memory
-    image = Image.new("RGB", (520 * len(panels), 400), "white")
-    for place, (title, values) in enumerate(panels.items()):
-        _panel(ImageDraw.Draw(image), 520 * place, title, values)
-    with replacing(path) as temporary:
-        image.save(temporary)
-
-
-def _panel(draw: ImageDraw.ImageDraw, left: int, title: str, values: dict[tuple[str, int], float]) -> None:
-    numbers = sorted({number for _, number in values})
-    low = math.floor(math.log10(min(values.values())))
-    high = max(low + 1, math.ceil(math.log10(max(values.values()))))
-    span = math.log2(numbers[-1] / numbers[0]) or 1.0
-
-    def place(number: int, value: float) -> tuple[float, float]:
-        x = left + 60 + 360 * math.log2(number / numbers[0]) / span
-        return x, 350 - 300 * (math.log10(value) - low) / (high - low)
-
-    for power in range(low, high + 1):
-        _, y = place(numbers[0], 10.0**power)
-        draw.line([(left + 60, y), (left + 420, y)], fill=(220, 220, 220))
-        draw.text((left + 8, y - 6), f"{10.0**power:g}", fill="black")
-    for number in numbers:
-        draw.text((place(number, 10.0**low)[0] - 4, 358), str(number), fill="black")
-    draw.text((left + 8, 10), f"{title}, against targets at once", fill="black")
-    for way, colour in COLOURS.items():
-        points = [place(number, values[way, number]) for number in numbers]
-        draw.line(points, fill=colour, width=3)
-        for x, y in points:
-            draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=colour)
-        draw.text((points[-1][0] + 8, points[-1][1] - 6), way, fill=colour)
+    """Time, and memory if it is known, against the number of targets."""
+    ways = dict.fromkeys(row.way for row in rows)
+    across = "targets rendered at once"
+    panels = [
+        Panel(
+            "CPU seconds",
+            across,
+            {way: [(r.num_targets, r.cpu_s) for r in rows if r.way == way] for way in ways},
+        )
+    ]
+    if all(row.peak_bytes for row in rows):
+        memory = {way: [(r.num_targets, r.peak_bytes / 2**20) for r in rows if r.way == way] for way in ways}
+        panels.append(Panel("memory, MiB", across, memory))
+    draw_chart(panels, path)
