@@ -36,14 +36,14 @@ def _run(argv: list[str] | None) -> None:
     sizes = Sizes(**{f.name: getattr(arguments, f.name) for f in fields(Sizes)})
     device, rows = start(0).device, []
     for num_targets in tqdm(arguments.targets, desc="numbers of targets"):
-        rows += measure(sizes, arguments.inputs, num_targets, arguments.repeats, device)
+        rows += measure(sizes, arguments.inputs, num_targets, arguments.repeats, device, arguments.chunk)
     _check(rows)
     report = {"sizes": asdict(sizes), "inputs": arguments.inputs, "machine": machine(device)}
     report["rows"] = [asdict(row) for row in rows]
     write_text(arguments.output / "targets.json", json.dumps(report, indent=2))
     heading = (
         f"Measured on {report['machine']}; {arguments.inputs} context views, {sizes.size} px, patch {sizes.patch}, "
-        f"{sizes.layers} blocks of width {sizes.width}; encoding included."
+        f"{sizes.layers} blocks of width {sizes.width}; encoding included; cached: {arguments.chunk or 'all'} targets at once."
     )
     text = table(rows, heading)
     write_text(arguments.output / "targets.md", text)
@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=192, help="side of the square images, pixels")
     parser.add_argument("--patch", type=int, default=8, help="side of a patch, pixels")
     parser.add_argument("--inputs", type=int, default=2, help="context views")
+    parser.add_argument(
+        "--chunk", type=int, default=2, help="targets that the cached way renders at once; 0: all"
+    )
     parser.add_argument(
         "--targets", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="numbers of targets"
     )

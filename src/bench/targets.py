@@ -1,6 +1,6 @@
 """What many targets of one scene cost the one-way model, rendered in three ways that give the same images.
 
-    cached       the context once, then all targets by unmasked attention to its keys and values: our way
+    cached       the context once, then all targets, some at a time, by unmasked attention to its keys and values: our way
     dense mask   one pass over the tokens of context and targets with a boolean mask: the original's way
     per target   one masked pass over the context and one target, for each target
     re-encoded   our way, but the context is encoded again for each target
@@ -115,13 +115,18 @@ def one_by_one(model: ViewSynthesizer, input: Views, cameras: Cameras) -> Tensor
 
 
 @torch.inference_mode()
-def measure(sizes: Sizes, num_inputs: int, num_targets: int, repeats: int, device: torch.device) -> list[Row]:
-    """All ways by turns, `repeats` times after one turn that warms up and does not count."""
+def measure(
+    sizes: Sizes, num_inputs: int, num_targets: int, repeats: int, device: torch.device, chunk: int = 0
+) -> list[Row]:
+    """All ways by turns, `repeats` times after one turn that warms up and does not count.
+
+    chunk: targets that the cached way renders at once, 0: all; it bounds the memory.
+    """
     model, dense = models(sizes, device)
     input = scene(num_inputs, sizes.size, device, torch.float32)
     cameras = scene(num_targets, sizes.size, device, torch.float32).cameras
     ways: dict[str, Callable[[], Tensor]] = {
-        CACHED: lambda: model.decode(model.encode(input), cameras),
+        CACHED: lambda: model.render(model.encode(input), cameras, chunk),
         DENSE: lambda: dense.decode(dense.encode(input), cameras),
         SINGLE: lambda: one_by_one(dense, input, cameras),
         AGAIN: lambda: one_by_one(model, input, cameras),
