@@ -86,7 +86,8 @@ def _network(golden: Golden, vgg: nn.Module | None = None) -> nn.Module:
     if given is not None:
         given = REPLACED_DEFAULTS | given
     arguments |= {
-        "decoder_kwargs": {"learned_value_residual_mix": switches["learned_value_residual_mix"]} | (given or {}),
+        "decoder_kwargs": {"learned_value_residual_mix": switches["learned_value_residual_mix"]}
+        | (given or {}),
         "add_axial_pos_emb": arguments.get("add_axial_pos_emb", switches["add_axial_pos_emb"]),
         "vgg16": vgg,
     }
