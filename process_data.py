@@ -1,10 +1,12 @@
-"""Convert raw data into a data set folder: `.torch` chunks (RealEstate10K, ACID, DL3DV) or DL3DV's benchmark layout.
+"""Convert raw data into a data set folder: `.torch` chunks, DL3DV, nerfstudio, COLMAP, OpenCV cameras, plain photos.
 
     python process_data.py --base_path datasets/re10k --output_dir datasets/re10k-full_processed --mode train
     python process_data.py --format dl3dv --base_path datasets/dl3dv --output_dir datasets/dl3dv_processed --mode test
+    python process_data.py --format images --poses colmap --base_path my_photos --output_dir datasets/mine --mode test
 
 Reads `<base_path>/<mode>/*.torch`, or for the other formats the scenes in `<base_path>/<mode>/` or, where there is no
-such folder, in `<base_path>/`. Writes `<output_dir>/<mode>/`. Run it again to continue after an interruption.
+such folder, in `<base_path>/`. Writes `<output_dir>/<mode>/`; run it again to continue after an interruption. Ends with a
+check of the cameras against the pictures (figures, and pictures in `<output_dir>/<mode>/camera_check/`).
 Exit status: 0 everything converted, 1 something could not be, 2 wrong arguments, 130 interrupted.
 """
 
@@ -15,9 +17,12 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from src.camera_check.report import check_scenes
 from src.config import ConfigError
 from src.data.convert import Options, Report, convert
-from src.data.import_dl3dv import ImportOptions, import_scenes
+from src.data.dataset import open_scenes
+from src.data.import_formats import FORMATS, import_from
+from src.data.importing import ImportOptions
 
 SHOWN = 20
 """Problems of each kind that are listed."""
@@ -39,6 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         print("process_data.py: interrupted. Run again to continue.", file=sys.stderr)
         return 130
     _print(report, target)
+    if args.check_scenes and report.written + report.kept:
+        check_scenes(
+            open_scenes(str(target / "full_list.txt")), target / "camera_check", most_scenes=args.check_scenes
+        )
     return 1 if report.failed else 0
 
 
@@ -55,12 +64,13 @@ def _import(args: argparse.Namespace, target: Path) -> Report:
     options = ImportOptions(
         source=source / args.mode if (source / args.mode).is_dir() else source,
         target=target,
+        format=args.format,
         images=args.images,
         image_format=args.image_format,
-        undo_world=args.format == "dl3dv",
-        sort=args.format == "dl3dv",
+        fov_deg=args.fov,
+        poses=args.poses,
     )
-    return import_scenes(options, args.num_processes)
+    return import_from(options, args.num_processes)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,14 +83,25 @@ def _parser() -> argparse.ArgumentParser:
         "--mode", choices=("train", "test"), default="train", help="which part (default: train)"
     )
     parser.add_argument(
-        "--format", choices=("re10k", "dl3dv", "nerfstudio"), default="re10k",
-        help="re10k: .torch chunks (default); dl3dv: <scene>/nerfstudio/transforms.json with pictures, distortion is "
-        "removed; nerfstudio: the same, in the order and the world of the file",
+        "--format", choices=("re10k", *FORMATS), default="re10k",
+        help="re10k: .torch chunks (default); dl3dv, nerfstudio: transforms.json, dl3dv in the order and the world of "
+        "its benchmark; colmap: sparse models; opencv: opencv_cameras.json; images: photos. Distortion is removed",
     )  # fmt: skip
     parser.add_argument(
         "--images", default="images_4",
-        help="dl3dv, nerfstudio: folder of pictures in each scene (default: images_4; where there is none, the paths "
-        "in transforms.json)",
+        help="folder of pictures in each scene (default: images_4; where there is none, as the scene's files say)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--poses", choices=("none", "colmap"), default="none",
+        help="images: without poses (default), or found by COLMAP's structure from motion",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fov", type=_angle, default=60.0,
+        help="images: field of view along the longer side, degrees, of photos that do not state it (default: 60)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--check_scenes", type=int, default=4,
+        help="scenes whose cameras are compared with their pictures at the end; 0: none (default: 4)",
     )  # fmt: skip
     parser.add_argument("--num_processes", type=_positive, default=32, help="processes (default: 32)")
     parser.add_argument(
@@ -102,6 +123,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
+
+
+def _angle(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 170:
+        raise argparse.ArgumentTypeError(f"{text} is not an angle between 1 and 170 degrees")
+    return value
 
 
 def _print(report: Report, target: Path) -> None:

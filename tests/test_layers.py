@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "warm_start": {"checkpoint", "model"},
     "vae_files": {"config", "files", "sizes", "checkpoint", "model"},
     "data": {"config", "settings", "settings_views", "files", "geometry"},
+    "camera_check": {"files", "data", "visualize"},
     "tiny_vae": {"data", "model"},
     "pre_encode": {"config", "settings", "runtime", "data", "model", "checkpoint", "vae_files"},
     "metrics": BASICS,

@@ -332,6 +332,8 @@ class PlainFile:
 class ChunkScene:
     """One scene of an indexed chunk. Implements `scene.Scene`."""
 
+    posed = True
+
     def __init__(self, scenes: ChunkScenes, position: int) -> None:
         self.scenes = scenes
         self.name = str(scenes.names[position])

@@ -198,14 +198,14 @@ def write_scene(
     num_frames: int,
     write_frame: Callable[[int, Path], dict],
     report: Report,
-    made_by: dict | None = None,
+    about: dict | None = None,
 ) -> str:
     """Write one scene, whole or not at all; what was there of it is replaced.
 
     Args:
         write_frame: (frame number, folder of pictures) -> its entry in the metadata; called for each frame in turn.
         report: is told of the scene and its frames.
-        made_by: kept in the metadata under this name.
+        about: further entries of the metadata.
 
     Returns:
         why nothing was written, "" if it was.
@@ -221,7 +221,7 @@ def write_scene(
         return f"none of its {len(frames)} frames can be used; first: {frames[0]['reason']}"
     report.bad_frames += missing_frames(key, frames)
     os.replace(partial_images, images)
-    content = {"scene_name": key, **({"made_by": made_by} if made_by else {}), "frames": frames}
+    content = {"scene_name": key, **(about or {}), "frames": frames}
     write_bytes(metadata, json.dumps(content, indent=4).encode(), sync=True)
     report.written += 1
     return ""

@@ -217,6 +217,8 @@ class SceneDataset:
     def _views(
         self, scene: Scene, position: int, frames: list[int], num_input: int, mirrored: bool = False
     ) -> dict[str, Any]:
+        if not scene.posed:
+            raise SceneError("its photos have no poses: import them with process_data.py --poses colmap")
         views = [self._view(scene, frame, check_scene=place == 0) for place, frame in enumerate(frames)]
         if mirrored:
             views = [(*mirror(image, fxfycxcy, c2w), small) for image, fxfycxcy, c2w, small in views]
@@ -288,16 +290,18 @@ class SceneDataset:
 
 
 def _baseline_1(c2w: torch.Tensor, num_input: int) -> torch.Tensor:
-    """Scaled until the first and the last context view are 1 apart. [v, 4, 4]
+    """Scaled until the first and the last context view are 1 apart; a single one, until the view farthest from it is.
+
+    Training with two context views has its targets between them, so that scenes with one are of the same scale. [v, 4, 4]
 
     Raises:
         SceneError: they are in one place.
     """
-    baseline = (c2w[num_input - 1, :3, 3] - c2w[0, :3, 3]).norm()
+    others = c2w[num_input - 1 : num_input] if num_input > 1 else c2w
+    baseline = (others[:, :3, 3] - c2w[0, :3, 3]).norm(dim=1).max()
     if baseline < SHORTEST_BASELINE:
-        raise SceneError(
-            f"its context views are {baseline:.1e} apart, too little for training.make_baseline_1"
-        )
+        views = "context views are" if num_input > 1 else "views are at most"
+        raise SceneError(f"its {views} {baseline:.1e} apart, too little for training.make_baseline_1")
     scaled = c2w.clone()
     scaled[:, :3, 3] /= baseline
     return scaled

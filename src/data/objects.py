@@ -29,6 +29,8 @@ ASPECT_SLACK = 0.02
 class ObjectScene:
     """The pictures of one `opencv_cameras.json`. Implements `Scene`."""
 
+    posed = True
+
     def __init__(self, path: Path, name: str, entries: list | None = None) -> None:
         """entries: content of the file, if it is known. Raises SceneError if it is something else."""
         self.path, self.name = path, name

@@ -32,10 +32,12 @@ class Scene(Protocol):
     `missing(i)` is the reason why frame i cannot be used, "" if it can (its picture may still turn out damaged).
     `camera(i)` is (fxfycxcy [4] in pixels of the encoded picture, w2c [4, 4] OpenCV), float64.
     `encoded(i)` are the bytes of a JPEG or PNG file.
+    `posed`: whether the poses are known; if not, all are the identity.
     """
 
     name: str
     num_frames: int
+    posed: bool
 
     def missing(self, frame: int) -> str: ...
 
@@ -78,7 +80,8 @@ class JsonScene:
         """Raises SceneError if the file is not scene metadata."""
         self.path, self.name = path, name
         try:
-            self.frames = json.loads(path.read_bytes())["frames"]
+            content = json.loads(path.read_bytes())
+            self.frames, self.posed = content["frames"], content.get("posed") is not False
         except OSError as error:
             raise SceneError(f"{path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -107,7 +110,8 @@ class JsonScene:
     def _numbers(self, entry: dict) -> tuple[np.ndarray, np.ndarray]:
         try:
             fxfycxcy = np.array(entry["fxfycxcy"], dtype=np.float64).reshape(4)
-            return fxfycxcy, np.array(entry["w2c"], dtype=np.float64).reshape(4, 4)
+            w2c = entry["w2c"] if self.posed else np.eye(4)
+            return fxfycxcy, np.array(w2c, dtype=np.float64).reshape(4, 4)
         except (KeyError, TypeError, ValueError) as error:
             raise SceneError(f"{self.path}: a frame has no camera ({error})") from error
 

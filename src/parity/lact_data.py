@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.dataset import SceneDataset, ViewSettings
-from ..data.import_dl3dv import opencv_w2c, read_lens
+from ..data.import_transforms import opencv_w2c, read_lens
 from ..data.lens import Undistorter
 from ..geometry.camera import Cameras
 from ..geometry.frames import normalize_cameras

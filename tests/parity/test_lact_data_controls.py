@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import src.parity.lact_data as reader
-from src.data import dataset, import_dl3dv, lens, transforms
+from src.data import dataset, import_transforms, lens, transforms
 from src.parity.report import FAIL, check_file, load_golden
 
 
@@ -47,6 +47,6 @@ def test_the_right_pixel_centres_show(golden, monkeypatch):
 
 def test_the_given_world_shows(golden, monkeypatch):
     monkeypatch.setattr(
-        reader, "opencv_w2c", lambda matrix, undo_world: import_dl3dv.opencv_w2c(matrix, undo_world=False)
+        reader, "opencv_w2c", lambda matrix, undo_world: import_transforms.opencv_w2c(matrix, undo_world=False)
     )
     assert failures(golden) == {"dl3dv0"}

@@ -13,7 +13,9 @@ from raw_chunks import config
 
 from src.config import ConfigError
 from src.data.dataset import SceneDataset, ViewSettings, open_scenes
-from src.data.import_dl3dv import ImportOptions, import_scenes, opencv_w2c
+from src.data.import_formats import import_from
+from src.data.import_transforms import opencv_w2c
+from src.data.importing import ImportOptions
 from src.data.lens import Lens, Undistorter
 from src.data.transforms import decode_image
 
@@ -92,7 +94,7 @@ def write_scene(folder, lens=PLAIN, size=(192, 108), frames=3, suffix="png", fac
 
 
 def run(source, out, **options):
-    return import_scenes(ImportOptions(source, out, **options), 1)
+    return import_from(ImportOptions(source, out, **{"format": "dl3dv", **options}), 1)
 
 
 def frames_of(out, scene):
@@ -213,7 +215,7 @@ def test_paths_that_leave_the_scene_are_not_followed(tmp_path, path):
     tree["frames"][0]["file_path"] = path
     rewrite(place, frames=tree["frames"])
     (tmp_path / "secret.png").write_bytes((place / "images_4/frame_00001.png").read_bytes())
-    report = run(tmp_path / "in", tmp_path / "out", sort=False)
+    report = run(tmp_path / "in", tmp_path / "out", format="nerfstudio")
     assert [why.partition("file_path")[0] for _, why in report.bad_frames] == [""]
     assert len(list((tmp_path / "out/images/a").iterdir())) == 1
 
@@ -249,7 +251,7 @@ def test_frames_come_in_the_order_of_their_numbers(tmp_path):
     rewrite(place, frames=[tree["frames"][i] for i in (2, 0, 1)])
     run(tmp_path / "in", tmp_path / "out")
     assert [frame["source"][-5] for frame in frames_of(tmp_path / "out", "a")] == ["1", "2", "3"]
-    run(tmp_path / "in", tmp_path / "raw", sort=False)
+    run(tmp_path / "in", tmp_path / "raw", format="nerfstudio")
     assert [frame["source"][-5] for frame in frames_of(tmp_path / "raw", "a")] == ["3", "1", "2"]
 
 
@@ -271,7 +273,7 @@ def test_imported_scenes_are_samples(tmp_path):
 def test_real_photos_get_the_cameras_of_their_undistorted_copies(shared, tmp_path):
     """fox: photos 0001, 0003 here are frames 0, 2 of the chunk, in the same world."""
     source = shared / "data/fox_nerfstudio"
-    report = run(source, tmp_path / "out", undo_world=False, sort=False)
+    report = run(source, tmp_path / "out", format="nerfstudio")
     assert (report.written, report.failed) == (1, False)
     ours = open_scenes(str(tmp_path / "out/full_list.txt"))[0]
     chunk = torch.load(shared / "data/re10k_format/train/000000.torch", weights_only=True)
