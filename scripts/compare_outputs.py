@@ -17,16 +17,9 @@ from src.cli import guarded
 from src.comparison import compare, table, write_comparison
 from src.data.eval_index import read_index
 from src.metrics import METRICS, build_metrics
-from src.output_folders import read_outputs
+from src.output_folders import named_folder, read_outputs
 from src.runtime import start
 from src.settings import Pretrained
-
-
-def _named_folder(text: str) -> tuple[str, Path]:
-    name, equals, folder = text.partition("=")
-    if not equals or not name or not folder:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=FOLDER")
-    return name, Path(folder)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         *("--name", "-n"),
-        type=_named_folder,
+        type=named_folder,
         action="append",
         required=True,
         metavar="NAME=FOLDER",

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from src.cli import guarded
-from src.data.dataset import SceneDataset, ViewSettings
+from src.data.dataset import SceneDataset
+from src.data.view_settings import ViewSettings
 from src.model import family_config
 from src.model.vae import ImageCodec
 from src.settings import load_config

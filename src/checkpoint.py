@@ -1,16 +1,17 @@
-"""Checkpoints: written whole or not at all, checked when read; and weights from files of other programs.
+"""Checkpoints, checked when they are read, and weights from files of other programs. `saving.py` writes them.
 
 A checkpoint is a folder `ckpt_<16-digit step>/`:
 
     model.safetensors     the model's tensors by name (tied ones under each of their names)
     training_state.pt     step, samples seen, optimiser, generators; loads with weights_only
-    checkpoint.json       config, step, torch version, sha256 of the other two; written last
+    checkpoint.json       config, step, torch version, sha256 of the other two and of these; written last
 
 Nothing here runs code from a file: pickles are opened with `weights_only=True` and refused if they hold more than
 tensors and plain values.
 
-Public: CheckpointError, LoadReport, save_checkpoint, find_checkpoints, newest_checkpoint, damage, prune,
-is_checkpoint, load_training_state, read_manifest, load_weights, load_into, load_pretrained_part, clean_names, weights_digest.
+Public: CheckpointError, LoadReport, checkpoint_folders, find_checkpoints, newest_checkpoint, damage, is_checkpoint, step_of,
+sha256, load_training_state, read_manifest, manifest_digest, load_weights, load_into, fitting,
+load_pretrained_part, require_finite, clean_names, weights_digest.
 """
 
 from __future__ import annotations
@@ -18,14 +19,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
-import zipfile
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import safetensors
@@ -34,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from .sizes import explain_misfit
+from .torch_files import TorchFileError, read_torch_file
 
 log = logging.getLogger(__name__)
 
@@ -59,59 +58,6 @@ class CheckpointError(ValueError):
 # ----------------------------------------------------------------------------------------------- folders
 
 
-def save_checkpoint(
-    folder: str | Path, step: int, model: nn.Module, state: dict[str, Any], config: dict, keep: int = 0
-) -> Path:
-    """Write `folder/ckpt_<step>/` so that it is either whole or absent, then prune. Call on one rank only.
-
-    Args:
-        state: what resuming needs, of types that weights_only loading allows.
-        config: the resolved config as plain values.
-        keep: newest checkpoints to keep; 0: all.
-
-    Raises:
-        CheckpointError: it cannot be written; nothing of it is left behind.
-    """
-    folder = Path(folder)
-    final = folder / f"ckpt_{step:016d}"
-    temporary = folder / f".{final.name}.tmp"
-    try:
-        _write_all(temporary, step, model, state, config)
-    except (
-        OSError,
-        RuntimeError,
-        safetensors.SafetensorError,
-    ) as error:  # each library has its own for a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{final} cannot be written ({reason}): is the disk full? Checkpoints before it are kept."
-        ) from error
-    if final.exists():
-        _remove(final)
-    os.replace(temporary, final)
-    _sync_to_disk(folder)
-    prune(folder, keep)
-    return final
-
-
-def _write_all(folder: Path, step: int, model: nn.Module, state: dict[str, Any], config: dict) -> None:
-    """The files of a checkpoint, the manifest last, each on the disk when this returns."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    safetensors.torch.save_file(_unaliased(model.state_dict()), folder / WEIGHTS)
-    torch.save(state, folder / STATE)
-    manifest = {
-        "step": step,
-        "sha256": {name: _sha256(folder / name) for name in (WEIGHTS, STATE)},
-        "torch": torch.__version__,
-        "config": config,
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for name in (WEIGHTS, STATE, MANIFEST, "."):
-        _sync_to_disk(folder / name)
-
-
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is one checkpoint, whole or not, rather than a run folder that holds several."""
     return FOLDER.fullmatch(folder.name) is not None or (folder / MANIFEST).is_file()
@@ -119,18 +65,18 @@ def is_checkpoint(folder: Path) -> bool:
 
 def find_checkpoints(folder: str | Path) -> list[Path]:
     """Complete checkpoints of a run folder, oldest first. Their content is not checked: see `damage`."""
-    return [path for path in _folders(folder) if (path / MANIFEST).is_file()]
+    return [path for path in checkpoint_folders(folder) if (path / MANIFEST).is_file()]
 
 
-def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint that is whole; None if the run has not written any yet.
+def newest_checkpoint(folder: str | Path, files: Collection[str] = (WEIGHTS, STATE)) -> Path | None:
+    """The newest checkpoint that is whole, as far as `files` go; None if the run has not written any yet.
 
     Raises:
         CheckpointError: there are checkpoints, and all are damaged: starting over would hide that.
     """
-    folders = _folders(folder)
+    folders = checkpoint_folders(folder)
     for path in reversed(folders):
-        reason = damage(path)
+        reason = damage(path, files)
         if reason is None:
             return path
         log.error("%s is damaged (%s). Falling back to the one before it.", path, reason)
@@ -141,26 +87,21 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
     return None
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None: it is whole. Reads every byte."""
+def damage(path: Path, files: Collection[str] = (WEIGHTS, STATE)) -> str | None:
+    """What is wrong with a checkpoint folder; None: `files` of it are whole. Reads every byte of them."""
     try:
         manifest = read_manifest(path)
-    except CheckpointError as error:
+        digests = manifest["sha256"]
+        if FOLDER.fullmatch(path.name) and manifest["step"] != step_of(path):
+            return f"it is that of step {manifest['step']!r} under another name"
+        for name in files:
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if sha256(path / name) != digests[name]:
+                return f"{name} is not what was written"
+    except (CheckpointError, OSError) as error:
         return str(error)
-    for name, digest in manifest["sha256"].items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if _sha256(path / name) != digest:
-            return f"{name} is not what was written"
     return None
-
-
-def prune(folder: str | Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints (0: none), and what an interrupted save left behind."""
-    for path in Path(folder).glob(".ckpt_*.tmp"):
-        shutil.rmtree(path)
-    for path in find_checkpoints(folder)[:-keep] if keep else []:
-        _remove(path)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -170,11 +111,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         manifest = {key: manifest[key] for key in ("step", "sha256", "torch", "config")}
-        if not isinstance(manifest["sha256"], dict) or {WEIGHTS, STATE} != manifest["sha256"].keys():
+        digests = manifest["sha256"]
+        if not isinstance(digests, dict) or digests.keys() - {MANIFEST} != {WEIGHTS, STATE}:
             raise ValueError(f"sha256 must give the digests of {WEIGHTS} and {STATE}")
+        if digests.get(MANIFEST, manifest_digest(manifest)) != manifest_digest(manifest):
+            raise ValueError("it is not what was written")
         return manifest
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path / MANIFEST} is not readable ({error})") from error
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """Of step, torch version and config, which stand in the manifest itself."""
+    content = json.dumps([manifest[key] for key in ("step", "torch", "config")])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def load_training_state(path: Path) -> dict[str, Any]:
@@ -182,34 +132,22 @@ def load_training_state(path: Path) -> dict[str, Any]:
     return _torch_load(path / STATE)
 
 
-def _folders(folder: str | Path) -> list[Path]:
+def checkpoint_folders(folder: str | Path) -> list[Path]:
+    """All checkpoint folders of a run folder, complete or not, oldest first."""
     if not Path(folder).is_dir():
         return []
     return sorted(path for path in Path(folder).iterdir() if path.is_dir() and FOLDER.fullmatch(path.name))
 
 
-def _remove(path: Path) -> None:
-    """The manifest goes first: a deletion that is interrupted leaves an incomplete checkpoint, not a damaged one."""
-    (path / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(path)
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint folder."""
+    return int(FOLDER.fullmatch(path.name)[1])
 
 
-def _unaliased(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """CPU copies; tensors that share memory are written once per name, which safetensors wants to be distinct."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-
-
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ----------------------------------------------------------------------------------------------- reading weights
@@ -226,12 +164,12 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(file)
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is damaged ({error}). Copy or download it again.") from error
     content = _torch_load(file)
     if isinstance(content, dict):
         for candidate in (content.get("model"), content.get("state_dict"), content):
-            if isinstance(candidate, dict) and candidate and all(map(torch.is_tensor, candidate.values())):
+            if isinstance(candidate, dict) and candidate and all(map(_is_plain, candidate.values())):
                 return dict(candidate)
     raise CheckpointError(
         f"{file} holds no tensors by name, neither under `model` or `state_dict` nor at the top "
@@ -239,13 +177,22 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     )
 
 
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor of numbers; `weights_only` also lets sparse, quantised and empty (meta) ones pass."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+
+
 def weights_digest(path: str | Path) -> str:
-    """sha256 of the file that `load_weights` reads."""
-    return _sha256(_weights_file(Path(path)))
+    """Digest of the file that `load_weights` reads."""
+    return sha256(_weights_file(Path(path)))
 
 
 def _weights_file(path: Path) -> Path:
-    """The file of weights that a path stands for; a checkpoint folder is checked against its digests."""
+    """The file of weights that a path stands for; in a checkpoint folder it must be what was written, and the training
+    state may be missing.
+    """
     if path.is_file():
         return path
     if not path.is_dir():
@@ -253,11 +200,11 @@ def _weights_file(path: Path) -> Path:
             f"{path}: no such checkpoint. `python -m scripts.download_weights` fetches published weights."
         )
     if is_checkpoint(path):
-        reason = damage(path)
+        reason = damage(path, (WEIGHTS,))
         if reason:
             raise CheckpointError(f"{path} is damaged ({reason}). Use another checkpoint.")
         return path / WEIGHTS
-    newest = newest_checkpoint(path)
+    newest = newest_checkpoint(path, (WEIGHTS,))
     if newest is None:
         files = sorted(p.name for p in path.iterdir() if p.suffix in WEIGHT_SUFFIXES)
         hint = f" Name one of its files: {', '.join(files)}." if files else ""
@@ -268,19 +215,11 @@ def _weights_file(path: Path) -> Path:
 def _torch_load(file: Path) -> Any:
     """Content of a torch file without ever running code from it."""
     try:
-        # Mapping the file leaves on disk what is not used: optimiser states of published files are 2 GB.
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except UnpicklingError as error:
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if foreign:
-            raise CheckpointError(
-                f"{file} is refused: it holds {foreign[1]}, and opening such a pickle can run code. Where you trust it, "
-                "save its tensors as .safetensors and use that file."
-            ) from None
-        raise CheckpointError(f"{file} is damaged or no torch file. Copy or download it again.") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} is damaged ({detail}). Copy or download it again.") from error
+        return read_torch_file(file)
+    except (TorchFileError, OSError) as error:
+        raise CheckpointError(
+            f"{file} {error}. Copy or download it again; where you trust it, save its tensors as .safetensors."
+        ) from error
 
 
 # ----------------------------------------------------------------------------------------------- filling a model
@@ -329,18 +268,28 @@ def load_into(model: nn.Module, state: dict[str, Tensor], source: str | Path) ->
         CheckpointError: a tensor is missing, unexpected, of another shape (with the sizes that would fit) or not finite.
     """
     clean, report = clean_names(state, str(source))
-    if hasattr(model, "with_own_names"):  # a family, not a part of one
-        clean = model.with_own_names(clean)
-    own = model.state_dict(keep_vars=True)
-    _complete_tied(clean, own, source)
-    misfit = explain_misfit(_shapes(clean), _shapes(own), str(source))
-    if misfit:
-        raise CheckpointError(misfit)
-    _require_finite(clean, source)
+    clean = fitting(model, clean, source)
+    require_finite(clean, source)
     model.load_state_dict(clean)
     report.loaded = len(clean)
     log.info("%s", report)
     return report
+
+
+def fitting(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """Exactly the tensors of `model`, which may be on the meta device, from `state`, whose names are clean.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or of another shape, with the sizes that would fit.
+    """
+    if hasattr(model, "with_own_names"):  # a family, not a part of one
+        state = model.with_own_names(state)
+    own = model.state_dict(keep_vars=True)
+    _complete_tied(state, own, source)
+    misfit = explain_misfit(_shapes(state), _shapes(own), str(source))
+    if misfit:
+        raise CheckpointError(misfit)
+    return state
 
 
 def load_pretrained_part(model: nn.Module, prefix: str, path: str | Path, name: str) -> None:
@@ -371,9 +320,11 @@ def load_pretrained_part(model: nn.Module, prefix: str, path: str | Path, name: 
     )
     if misfit:
         raise CheckpointError(f"{misfit} pretrained.{name}=random starts without it.")
-    _require_finite(given, path)
+    require_finite(given, path)
     part.load_state_dict(own | given)
-    log.info("loaded %d tensors of %s from %s; %d gains stay 1", len(given), prefix, path, len(optional))
+    log.info(
+        "loaded %d tensors of %s from %s; %d gains stay 1", len(given), prefix or name, path, len(optional)
+    )
 
 
 def _complete_tied(state: dict[str, Tensor], own: dict[str, Tensor], source: str | Path) -> None:
@@ -393,9 +344,10 @@ def _complete_tied(state: dict[str, Tensor], own: dict[str, Tensor], source: str
             state.setdefault(name, state[given[0]])
 
 
-def _require_finite(state: dict[str, Tensor], source: str | Path) -> None:
+def require_finite(state: dict[str, Tensor], source: str | Path) -> None:
+    """Raises CheckpointError for a tensor that is not finite, or would not be in float32."""
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(
                 f"{source}: {name} holds NaN or infinity; the training that wrote it had failed."
             )

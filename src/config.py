@@ -3,7 +3,8 @@
 A setting is declared once: meaning, default, allowed values. Code reads attributes; nothing else in the tree holds
 a default. The settings of a run are in `settings.py`; model families and data sets declare their own with `key`.
 
-Public: key, ConfigError, build, keys_of, unknown_key, read_yaml, parse_overrides, and the nested-dict functions.
+Public: key, ConfigError, raise_all, build, remainder, keys_of, unknown_key, read_yaml, parse_overrides, and the nested-dict
+functions.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Union
@@ -30,6 +31,17 @@ _REFUSED = object()
 
 class ConfigError(ValueError):
     """A setting that cannot be used: the message names the dotted key, what was found and what is allowed."""
+
+
+def raise_all(problems: Iterable[str]) -> None:
+    """Raises ConfigError with all of the problems, one a line, if there are any; one raised on the way ends the search."""
+    found: list[str] = []
+    try:
+        found.extend(problems)
+    except ConfigError as error:
+        found.append(str(error))
+    if found:
+        raise ConfigError("\n".join(found))
 
 
 def key(
@@ -79,12 +91,41 @@ def build(schema: type, tree: Any, where: str, problems: list[str], known: Seque
         problems.append(f"{where} is {tree!r}: expected a section with {names}.")
         return None
     known = known or keys_of(schema, where)
+    start = len(problems)
+    values, wrong = _values(schema, tree, where, problems, known)
+    made = _make(schema, values, wrong, problems)
+    return made if len(problems) == start else None
+
+
+def remainder(schema: type, tree: Any, where: str) -> Any:
+    """What can be used of a section in which `build` finds mistakes: its good values and defaults for the others, not
+    checked against each other. None where a value without default is missing.
+    """
+    values, _ = _values(schema, tree if isinstance(tree, dict) else {}, where, [], keys_of(schema, where))
+    if set(_required(schema)) - values.keys():
+        return None
+    made = object.__new__(schema)
+    for f in (f for f in dataclasses.fields(schema) if not f.metadata["ignored"]):
+        made_default = f.default_factory if f.default is dataclasses.MISSING else lambda f=f: f.default
+        setattr(made, f.name, values[f.name] if f.name in values else made_default())
+    return made
+
+
+def _required(schema: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(schema) if f.default is f.default_factory]
+
+
+def _values(
+    schema: type, tree: dict, where: str, problems: list[str], known: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Converted values by field, and the fields whose values cannot be used."""
     fields = {f.name: f for f in dataclasses.fields(schema)}
     hints = typing.get_type_hints(schema)
-    before, values = len(problems), {}
+    values: dict[str, Any] = {}
+    wrong: list[str] = []
     problems += [unknown_key(f"{where}.{name}", known) for name in tree if name not in fields]
     for name, f in fields.items():
-        hint, rules = hints[name], f.metadata
+        hint, rules, before = hints[name], f.metadata, len(problems)
         path = rules["section"] or f"{where}.{name}"
         if rules["ignored"]:
             if name in tree:
@@ -93,14 +134,25 @@ def build(schema: type, tree: Any, where: str, problems: list[str], known: Seque
             values[name] = build(hint, tree.get(name), path, problems, known)
         elif name in tree:
             values[name] = _convert(hint, tree[name], path, rules, problems)
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+        elif name in _required(schema):
             problems.append(f"{path} is missing: {rules['doc']}.")
-    if len(problems) > before:
+        if len(problems) > before:
+            values.pop(name, None)
+            wrong.append(name)
+    return values, wrong
+
+
+def _make(schema: type, values: dict[str, Any], wrong: list[str], problems: list[str]) -> Any:
+    """The instance; with values that are `wrong` left out, only to find what else is: nothing is said that depends on
+    them.
+    """
+    if set(_required(schema)) & set(wrong):
         return None
     try:
         return schema(**values)
     except ConfigError as error:
-        problems.append(str(error))
+        about = re.compile(rf"\b({'|'.join(wrong)})\b") if wrong else None
+        problems += [line for line in str(error).splitlines() if not (about and about.search(line))]
         return None
 
 
@@ -136,15 +188,26 @@ def _as_type(kind: type, value: Any, choices: tuple) -> Any:
         if value is None:
             return ""
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)
-    return value if isinstance(value, kind) else _REFUSED
+            return getattr(value, "text", "") or str(value)
+    return _as_plain(value) if isinstance(value, kind) else _REFUSED
+
+
+def _as_plain(value: Any) -> Any:
+    """Numbers in a list or mapping, however they were typed, as plain ones."""
+    if isinstance(value, dict):
+        return {name: _as_plain(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_as_plain(entry) for entry in value]
+    if isinstance(value, TypedInt | TypedFloat):
+        return int(value) if isinstance(value, int) else float(value)
+    return value
 
 
 def _as_number(kind: type, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return _REFUSED
     if kind is int and isinstance(value, int):
-        return value
+        return int(value)
     try:
         number = float(value)
     except (ValueError, OverflowError):
@@ -218,6 +281,18 @@ def set_path(tree: dict, dotted: str, value: Any) -> None:
     tree[last] = value
 
 
+class TypedInt(int):
+    """A whole number of a file in an unusual spelling: 2024_01 is one to YAML, and a name to a setting that takes text."""
+
+    text = ""
+
+
+class TypedFloat(float):
+    """The same for other numbers: 1.50."""
+
+    text = ""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe loader that refuses what YAML lets pass: a key given twice, a key that is no text, a tree in itself."""
 
@@ -235,7 +310,22 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
     return loader.construct_mapping(node, deep=True)
 
 
+def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
+    whole = node.tag.endswith(":int")
+    value = loader.construct_yaml_int(node) if whole else loader.construct_yaml_float(node)
+    if str(value) == node.value:
+        return value
+    typed = TypedInt(value) if whole else TypedFloat(value)
+    typed.text = node.value
+    return typed
+
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:int", _number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str
+)  # 2024-01-31 is text
 
 
 def parse_yaml(text: str) -> Any:

@@ -1,13 +1,15 @@
 """What a training step costs, counted on the meta device: nothing is computed and no memory is taken.
 
-Public: StepCost, step_cost.
+Public: StepCost, step_cost, StepMemory, StepOnPaper.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -15,8 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .geometry.camera import Cameras, Views
+from .loss import ImageLoss, build_image_loss
+from .memory import AutocastOnPaper, LiveMemory, autocast_on_paper
 from .model import build_model
-from .settings import RunConfig
+from .settings import Pretrained, RunConfig
 
 STATE_BYTES_PER_PARAMETER = 16
 """float32 weight, gradient and two moments of AdamW."""
@@ -45,46 +49,167 @@ def step_cost(config: RunConfig) -> StepCost:
     """Count one sample (batch 1, images of training.image_shape, else square ones of the model's size) through model
     and objective, without the loss network.
     """
-    training = config.training
-    shape = tuple(training.image_shape) or 2 * (config.model.image_tokenizer.image_size,)
-    with torch.device("meta"):
-        model = build_model(config.model)
-        input = _views(training.num_input_views, *shape)
-        target = _views(training.num_target_views, *shape)
-    # Attention written out as two matrix products: the only form whose operations can be counted everywhere.
-    with sdpa_kernel(SDPBackend.MATH):
-        model.train().set_checkpointing(0)
+    step = StepOnPaper(config)
+    return StepCost(step.trained, step.flops(0), step.kept_bytes())
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that one process holds at the worst moment of a training step.
+
+    weights: parameters and buffers of the model, frozen ones included, and averages of them if the run keeps any.
+    gradients: of everything trained; held throughout, as with accumulation and between processes.
+    optimizer: two moments of AdamW.
+    loss_network: weights of LPIPS and VGG19, where the loss has them.
+    gathered: with fsdp, weights and gradients that are whole at once: of the largest block, the one after it, and all
+        that lies outside of blocks. Of everything trained a process then holds its share only.
+    activations: the most that is alive beside these, with the config's batch, checkpointing and autocast.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    loss_network: int
+    gathered: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+
+class StepOnPaper:
+    """One micro-step of a config: its model and views without content.
+
+    trained, frozen: number of parameters.
+    """
+
+    def __init__(
+        self, config: RunConfig, *, samples: int = 1, num_input: int = 0, shape: tuple[int, ...] = ()
+    ) -> None:
+        """
+        Args:
+            samples: batch of one process.
+            num_input: context views; 0: training.num_input_views.
+            shape: height and width of the pictures; none: those of the config.
+        """
+        self.config, training = config, config.training
+        shape = shape or tuple(training.image_shape) or 2 * (config.model.image_tokenizer.image_size,)
+        with torch.device("meta"):
+            self.model = build_model(config.model)
+            self.input = _views(samples, num_input or training.num_input_views, *shape)
+            self.target = _views(samples, training.num_target_views, *shape)
+        self.model.train()
+        parameters = list(self.model.parameters())
+        self.trained = sum(p.numel() for p in parameters if p.requires_grad)
+        self.frozen = sum(p.numel() for p in parameters) - self.trained
+
+    def flops(self, checkpoint_every: int) -> int:
+        """Of forward and backward pass with this checkpointing, without the loss network."""
+        self.model.set_checkpointing(checkpoint_every)
+        # Attention written out as two matrix products: the only form whose operations can be counted everywhere.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            result = self.model(self.input, self.target)
+            self.model.objective(result, self.target, _squared_error)["loss"].backward()
+        self.model.zero_grad()
+        return counter.get_total_flops()
+
+    def loss_flops(self) -> int:
+        """Of the networks in the image loss, forward and backward; 0 where the objective looks at no pictures."""
+        compared: list[tuple[Tensor, Tensor]] = []
+
+        def remember(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+            compared.append((torch.empty_like(pred, requires_grad=True), target))
+            return _squared_error(pred, target)
+
+        with torch.no_grad():
+            self.model.objective(self.model(self.input, self.target), self.target, remember)
         with FlopCounterMode(display=False) as counter:
-            _output(model(input, target)).sum().backward()
-    model.set_checkpointing(training.grad_checkpoint_every)
-    return StepCost(
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        flops=counter.get_total_flops(),
-        kept_bytes=_kept_bytes(model, input, target),
+            for pred, target in compared:
+                self._image_loss()(pred, target)["loss"].backward()
+        return counter.get_total_flops()
+
+    def kept_bytes(self) -> int:
+        """Bytes of the tensors that a forward pass saves, each storage once, parameters left out."""
+        self.model.set_checkpointing(self.config.training.grad_checkpoint_every)
+        kept: dict[int, Tensor] = {}
+        parameters = {p.untyped_storage()._cdata for p in self.model.parameters()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            result = self.model(self.input, self.target)  # held until all are counted: no storage is reused
+        total = sum(t.untyped_storage().nbytes() for name, t in kept.items() if name not in parameters)
+        del result
+        return total
+
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint: weights, both moments of AdamW, and averages if the run keeps any."""
+        size = _bytes_of(p for p in self.model.parameters() if p.requires_grad)
+        averages = size if self.config.training.ema_decay else 0
+        return _bytes_of(self.model.state_dict().values()) + 2 * size + averages
+
+    def memory(self, processes: int = 1) -> StepMemory:
+        """What the step holds, with the config's checkpointing, autocast and form of parallel training."""
+        training, image_loss = self.config.training, self._image_loss()
+        networks = [p for _, network in image_loss.terms.values() for p in network.parameters()]
+        parameters = list(self.model.parameters())
+        trained = [p for p in parameters if p.requires_grad]
+        own, size = [*parameters, *self.model.buffers()], _bytes_of(trained)
+        shares = processes if training.parallel == "fsdp" else 1
+        share = -(-size // shares)
+        return StepMemory(
+            weights=_bytes_of(own) - size + share + (share if training.ema_decay else 0),
+            gradients=share,
+            optimizer=2 * share,
+            loss_network=_bytes_of(networks),
+            gathered=self._gathered(size) if shares > 1 else 0,
+            activations=self._activations(image_loss, [*own, *networks], trained),
+        )
+
+    def _gathered(self, size: int) -> int:
+        blocks = [_bytes_of(p for p in block.parameters() if p.requires_grad) for block in self.model.units()]
+        return 2 * (size - sum(blocks)) + 3 * max(blocks, default=0)
+
+    def _activations(self, image_loss: ImageLoss, known: list[Tensor], trained: list[Tensor]) -> int:
+        """Most bytes alive during forward pass, objective and backward pass, beside `known` and gradients."""
+        training = self.config.training
+        self.model.set_checkpointing(training.grad_checkpoint_every)
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        with LiveMemory([*known, *(p.grad for p in trained)]) as live, AutocastOnPaper() as paper:
+            with autocast_on_paper(training):
+                result = self.model(self.input, self.target)
+            losses = self.model.objective(_float32(result), self.target, image_loss)
+            paper.backward(losses["loss"])
+        self.model.zero_grad()
+        return live.peak
+
+    def _image_loss(self) -> ImageLoss:
+        """The config's loss; its networks have the sizes of the real ones and no content."""
+        with torch.device("meta"):
+            unread = Pretrained(vgg19="random", vgg16="random")
+            return build_image_loss(self.config.training, unread, torch.device("meta"))
+
+
+def _views(samples: int, num_views: int, height: int, width: int) -> Views:
+    cameras = Cameras(
+        torch.empty(samples, num_views, 4, 4), torch.empty(samples, num_views, 4), height, width
     )
+    return Views(torch.empty(samples, num_views, 3, height, width), cameras)
 
 
-def _output(result: EasyDict) -> Tensor:
-    """What the loss looks at: a latent family decodes no pictures where training compares latents."""
-    return result.render if "render" in result else result.latent
+def _squared_error(pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+    return {"loss": F.mse_loss(pred, target)}
 
 
-def _views(num_views: int, height: int, width: int) -> Views:
-    cameras = Cameras(torch.empty(1, num_views, 4, 4), torch.empty(1, num_views, 4), height, width)
-    return Views(torch.empty(1, num_views, 3, height, width), cameras)
+def _float32(result: EasyDict) -> EasyDict:
+    """What leaves the forward pass in half precision enters the objective in float32, as in a training step."""
+    half = {n: t for n, t in result.items() if isinstance(t, Tensor) and t.is_floating_point()}
+    return EasyDict({**result, **{name: tensor.float() for name, tensor in half.items()}})
 
 
-def _kept_bytes(model: torch.nn.Module, input: Views, target: Views) -> int:
-    """Bytes of the tensors that a forward pass saves, each storage once, parameters left out."""
-    kept: dict[int, Tensor] = {}
-    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = model(input, target)  # held until the storages are counted, so that none is reused
-    total = sum(t.untyped_storage().nbytes() for name, t in kept.items() if name not in parameters)
-    del result
-    return total
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

@@ -11,12 +11,11 @@ Public: evaluate, RenderedScene.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,14 @@ from tqdm import tqdm
 
 from .config import ConfigError
 from .data.batch import split_views, to_device
+from .files import read_json
 from .floors import FLOORS, floor_images
 from .geometry.camera import Cameras, Views
 from .metrics import build_metrics
 from .model.base import ViewSynthesizer
-from .runtime import Runtime, all_gather_objects, autocast, exact_float32
+from .runtime import Runtime, agree, all_gather_objects, autocast, exact_float32
 from .settings import RunConfig, config_digest
+from .stopping import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def evaluate(
     *,
     metrics: Metrics | None = None,
     on_scene: Callable[[RenderedScene], None] | None = None,
+    request: StopRequest | None = None,
 ) -> dict:
     """Score every scene that `loader` (an EvaluationLoader) hands out on all ranks together.
 
@@ -83,6 +85,7 @@ def evaluate(
         model: on runtime.device, not wrapped; its train/eval mode is restored.
         metrics: name -> function of ([n, 3, h, w], [n, 3, h, w]) -> [n]; none: those of `config.inference.metrics`.
         on_scene: called on the rank that rendered the scene, right after it was scored.
+        request: a request to one of the ranks ends the evaluation on all.
 
     Returns:
         a report that JSON can hold, the same on all ranks: `headline` (metric -> mean over scenes), `render` and
@@ -91,6 +94,7 @@ def evaluate(
 
     Raises:
         ValueError: not a single scene could be scored.
+        Interrupted: by `request`, on all ranks.
     """
     if metrics is None:
         names = config.inference.metrics if config.inference.compute_metrics else []
@@ -100,7 +104,7 @@ def evaluate(
     model.eval()
     try:
         with torch.no_grad():
-            for batch in _progress(loader, runtime):
+            for batch in _progress(loader, runtime, request):
                 batch = to_device(batch, runtime.device)
                 for scene, scores in _score_batch(model, batch, config, runtime, metrics, depths):
                     records.append(_record(scene, scores))
@@ -190,7 +194,9 @@ def _sample(views: Views, i: int) -> Views:
     cameras = views.cameras
     one = slice(i, i + 1)
     return Views(
-        views.image[one], Cameras(cameras.c2w[one], cameras.fxfycxcy[one], cameras.height, cameras.width)
+        views.image[one],
+        Cameras(cameras.c2w[one], cameras.fxfycxcy[one], cameras.height, cameras.width),
+        draws=views.draws and views.draws[one],
     )
 
 
@@ -224,9 +230,12 @@ def _read_depths(path: str) -> dict[str, float] | None:
             f"inference.median_depth_path: {path} does not exist; leave it empty for no plane warp."
         )
     try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8"))
-        return {str(name): float(depth) for name, depth in tree.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        tree = read_json(path)
+        depths = {str(name): float(depth) for name, depth in tree.items()}
+        if wrong := [name for name, depth in depths.items() if not 0 < depth < math.inf]:
+            raise ValueError(f"the depth of scene {wrong[0][:60]!r} is {depths[wrong[0]]}")
+        return depths
+    except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"inference.median_depth_path: {path} is not JSON of scene -> number ({error})."
         ) from None
@@ -248,10 +257,35 @@ def _record(scene: RenderedScene, scores: Scores) -> dict:
     }
 
 
-def _progress(loader: Any, runtime: Runtime) -> Iterable:
+def _progress(loader: Any, runtime: Runtime, request: StopRequest | None) -> Iterable:
     """The loader behind a bar on rank 0; a log file gets a line now and then instead of hundreds."""
+    batches = until_asked(loader, runtime, request) if request else loader
     interval = 0.5 if sys.stderr.isatty() else 10.0
-    return tqdm(loader, desc="score", unit="batch", disable=not runtime.is_main, mininterval=interval)
+    total = len(loader) if hasattr(loader, "__len__") else None
+    return tqdm(batches, "score", total, unit="batch", disable=not runtime.is_main, mininterval=interval)
+
+
+def until_asked(loader: Any, runtime: Runtime, request: StopRequest) -> Iterator[Any]:
+    """Batches of this rank until all ranks are through with theirs; ranks may have different numbers of them.
+
+    Raises:
+        Interrupted: on all ranks at the same time, when one was asked to stop.
+    """
+    batches = iter(loader)
+    while True:
+        batch = None
+        try:
+            with request.giving_way():
+                batch = next(batches, None)
+        except Interrupted:
+            pass  # the others are told first
+        status, more = agree([request.status, batch is not None], runtime)
+        if status:
+            raise Interrupted(status)
+        if not more:
+            return
+        if batch is not None:
+            yield batch
 
 
 # ----------------------------------------------------------------------------------------------- all scenes

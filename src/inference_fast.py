@@ -7,7 +7,7 @@ Prints a table and writes `<inference_out_dir>/scores.json`; scenes that could n
 `missing_scenes.txt`. With `inference.view_selection` the chosen views go to `chosen_views.json`, an index file. Exit
 status 0 when scores were written, 2 after a mistake that a message explains.
 
-Public: main, Session, open_session, write_report, scores_table.
+Public: main, Session, open_session, load_model, make_out_dir, write_report, scores_table.
 """
 
 from __future__ import annotations
@@ -21,10 +21,18 @@ from typing import Any
 
 import torch
 
-from .checkpoint import find_checkpoints, load_into, load_weights, newest_checkpoint, weights_digest
+from .checkpoint import (
+    find_checkpoints,
+    load_into,
+    load_training_state,
+    load_weights,
+    newest_checkpoint,
+    weights_digest,
+)
 from .cli import guarded, read_config
 from .config import ConfigError
 from .data.eval_index import evaluation_loader
+from .ema import fill_with_averages
 from .evaluate import Metrics, evaluate
 from .files import writable, write_text
 from .floors import FLOORS
@@ -94,12 +102,12 @@ def open_session(config: RunConfig) -> Session:
     metrics = build_metrics(names, config.pretrained, runtime.device)
     pin = runtime.device.type != "cpu"
     loader = evaluation_loader(config, path, rank=runtime.rank, world=runtime.world, pin=pin)
-    model, weights = _model(config)
-    from_main(lambda: _make_out_dir(config.inference.inference_out_dir), runtime)
+    model, weights = load_model(config)
+    from_main(lambda: make_out_dir(config.inference.inference_out_dir), runtime)
     return Session(config, runtime, model.to(runtime.device).eval(), loader, metrics, weights)
 
 
-def _make_out_dir(out_dir: str) -> None:
+def make_out_dir(out_dir: str) -> None:
     """Made before the work, so that hours of it do not end at a folder that cannot be written."""
     if not out_dir:
         raise ConfigError("inference.inference_out_dir is empty: name the folder for the results.")
@@ -111,7 +119,7 @@ def _make_out_dir(out_dir: str) -> None:
         raise ConfigError(f"inference.inference_out_dir {folder} is read-only: name another folder.")
 
 
-def _model(config: RunConfig) -> tuple[ViewSynthesizer, dict[str, str]]:
+def load_model(config: RunConfig) -> tuple[ViewSynthesizer, dict[str, str]]:
     """The model with its weights, loaded strictly, and their description for the report."""
     source = config.inference.checkpoint or config.training.checkpoint_dir
     if not source:
@@ -132,7 +140,12 @@ def _model(config: RunConfig) -> tuple[ViewSynthesizer, dict[str, str]]:
             path
         )  # of a run folder; named in the report, and the same for load and digest
     load_into(model, load_weights(path), path)
-    return model, {"path": str(path), "digest": weights_digest(path)}
+    weights = {"path": str(path), "digest": weights_digest(path)}
+    if config.inference.use_ema and path.is_dir() and (averages := load_training_state(path).get("ema")):
+        fill_with_averages(model, averages)
+        log.info("Averaged weights of %s (inference.use_ema).", path)
+        weights["averaged"] = "true"
+    return model, weights
 
 
 # ----------------------------------------------------------------------------------------------- output

@@ -155,13 +155,20 @@ def _unusable(path: Path, why: str) -> ConfigError:
 Term = Callable[[Tensor, Tensor], Tensor]
 
 
-def _lpips_term(pretrained: Pretrained, device: torch.device) -> Term:
-    network = load_lpips(pretrained.vgg16, device)
-    return lambda pred, target: network(pred, target).mean()
+class MeanLpips(nn.Module):
+    """LPIPS as a term of the loss: the mean over all images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """[n, 3, h, w] twice -> []"""
+        return self.network(pred, target).mean()
 
 
-LOSSES: dict[str, Callable[[Pretrained, torch.device], Term]] = {
-    "lpips": _lpips_term,
+LOSSES: dict[str, Callable[[Pretrained, torch.device], nn.Module]] = {
+    "lpips": lambda pretrained, device: MeanLpips(load_lpips(pretrained.vgg16, device)),
     "perceptual": lambda pretrained, device: load_perceptual(pretrained.vgg19, device),
 }
 """Name of a term beside l2 -> how to build it; `training.<name>_loss_weight` weighs it."""

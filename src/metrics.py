@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ConfigError
+from .geometry.camera import full_precision
 from .runtime import exact_float32
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Lpips(nn.Module):
         """Distance of each pair of images in [0, 1], computed in float32. [n, 3, h, w] -> [n]"""
         _check("lpips", pred, target, smallest=16)  # four poolings
         groups = zip(pred.float().split(_GROUP), target.float().split(_GROUP))
-        with torch.autocast(pred.device.type, enabled=False), exact_float32():
+        with full_precision(pred.device), exact_float32():
             return torch.cat([self.network(a, b, normalize=True).flatten() for a, b in groups])
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .parallel import whole
+
 if TYPE_CHECKING:
     from .settings import Training
 
@@ -46,14 +48,16 @@ def build_optimizer(model: nn.Module, training: Training, device: torch.device) 
 
 
 def learning_rate(step: int, training: Training) -> float:
-    """Rate in force during the update number `step` (0-based): linear warm-up from 0, then the chosen schedule.
+    """Rate in force during the update number `step` (0-based): linear warm-up from `warmup_start_factor` of `lr`, then the
+    chosen schedule.
 
     Skipped updates count, so the rate is a function of the step alone.
     """
     if training.scheduler_type == "cosine_min":
         return _cosine_min(step, training)
     if step < training.warmup:
-        return training.lr * step / training.warmup
+        start = training.warmup_start_factor
+        return training.lr * (start + (1 - start) * step / training.warmup)
     progress = (step - training.warmup) / max(1, training.train_steps - training.warmup)
     if training.scheduler_type == "cosine":
         # Parity: past train_steps the original's cosine rises again; a run never gets there.
@@ -85,13 +89,11 @@ class UpdateOutcome:
     grad_norm: joint gradient norm before clipping; NaN or inf when `finite` is False.
     stepped: the weights were updated.
     finite: loss and gradients were finite on all ranks.
-    along: the number that travelled along.
     """
 
     grad_norm: float
     stepped: bool
     finite: bool
-    along: float = 0.0
 
 
 def clip_or_skip(
@@ -99,7 +101,6 @@ def clip_or_skip(
     optimizer: torch.optim.Optimizer,
     loss_finite: Tensor,
     training: Training,
-    along: Tensor | None = None,
     *,
     clip: bool = True,
 ) -> UpdateOutcome:
@@ -111,17 +112,16 @@ def clip_or_skip(
     Args:
         parameters: everything the optimiser trains.
         loss_finite: whether the loss was finite on all ranks. scalar
-        along: a number that the host wants to know too. scalar
         clip: False: gradients stay as they are, and only what is not finite is skipped.
     """
     parameters = list(parameters)
     limit = training.grad_clip_norm if clip else math.inf
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if clip:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    facts = [norm, loss_finite, along if along is not None else torch.zeros_like(norm)]
-    # The only time in a training step that the host waits for the device: all facts travel together.
-    grad_norm, loss_ok, along = torch.stack([fact.to(norm.device, torch.float32) for fact in facts]).tolist()
+    # The only time in a training step that the host waits for the device: both facts travel together.
+    facts = [fact.to(norm.device, torch.float32) for fact in (norm, loss_finite)]
+    grad_norm, loss_ok = torch.stack(facts).tolist()
     finite = bool(loss_ok) and math.isfinite(grad_norm)
     stepped = finite and grad_norm <= limit * training.allowed_gradnorm_factor
     if stepped:
@@ -129,4 +129,4 @@ def clip_or_skip(
     optimizer.zero_grad(set_to_none=True)
     for parameter in parameters:
         parameter.grad = None  # those that the optimiser does not hold
-    return UpdateOutcome(grad_norm, stepped, finite, along)
+    return UpdateOutcome(grad_norm, stepped, finite)

@@ -2,18 +2,19 @@
 
 Three layouts are read; the first that a scene's folder fits counts:
 
-    <position>/render/<frame>.png, target/<frame>.png     src.inference with inference.save_targets
+    <position>/render/<frame>.png, target/<frame>.png     src.inference with inference.save_targets, src.sample
     <position>/gt_vs_pred.png, scores.json                src.inference: truth above render, cut into its views
     <scene>/color/tgt_<frame>.png, gt_<frame>.png         KaiHelli/lvsm: render and truth
 
-Folders of our own carry the names of their scenes in scores.json beside them; without that file a folder is its scene.
+Folders of our own carry the names of their scenes in scores.json beside them or plan.json inside; without those files a
+folder is its scene.
 
-Public: Picture, View, Outputs, read_outputs.
+Public: Picture, View, Outputs, read_outputs, named_folder.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from .files import read_json
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,14 @@ class Outputs:
         return {(scene, frame) for scene, views in self.scenes.items() for frame in views}
 
 
+def named_folder(text: str) -> tuple[str, Path]:
+    """A method and its folder from NAME=FOLDER, as an argument of a command line."""
+    name, equals, folder = text.partition("=")
+    if not equals or not name or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=FOLDER")
+    return name, Path(folder)
+
+
 def read_outputs(name: str, folder: Path) -> Outputs:
     """Find the pictures of a method; none is opened but sheets.
 
@@ -78,7 +89,7 @@ def read_outputs(name: str, folder: Path) -> Outputs:
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
         if listed is not None and place.name not in listed:
             continue  # of an older run into the same folder
-        scene, frames = (listed or {}).get(place.name, (place.name, []))
+        scene, frames = (listed or {}).get(place.name) or (_planned_scene(place), [])
         views = _own_views(place) or _sheet_views(place, frames) or _published_views(place)
         if views:
             scenes[scene] = views
@@ -98,10 +109,21 @@ def _listed_scenes(folder: Path) -> dict[str, tuple[str, list[int]]] | None:
     if not path.is_file():
         return None
     try:
-        scenes = json.loads(path.read_text(encoding="utf-8"))["scenes"]
+        scenes = read_json(path)["scenes"]
         return {f"{scene['position']:06d}": (scene["scene"], scene["frames"]) for scene in scenes}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a report of src.inference ({error}).") from None
+
+
+def _planned_scene(place: Path) -> str:
+    """Scene of a folder of src.sample, from its plan.json; without one a folder is its scene."""
+    path = place / "plan.json"
+    if not path.is_file():
+        return place.name
+    try:
+        return str(read_json(path)["scene"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a plan of src.sample ({error}).") from None
 
 
 def _own_views(place: Path) -> dict[int, View]:
@@ -141,7 +163,7 @@ def _sheet_views(place: Path, frames: list[int]) -> dict[int, View]:
 
 
 def _video(folder: Path, place: Path, scene: str) -> Path | None:
-    own = place / "rendered_video.mp4"
+    own = [place / "rendered_video.mp4", place / "sampled.mp4"]
     published = folder / "video"
-    candidates = [own, *sorted(p for p in published.glob("*.mp4") if p.name.startswith(f"{scene}_frame_"))]
+    candidates = [*own, *sorted(p for p in published.glob("*.mp4") if p.name.startswith(f"{scene}_frame_"))]
     return next((path for path in candidates if path.is_file()), None)

@@ -5,7 +5,7 @@ Everything the page needs is inside: scores and small pictures as one JSON block
 the page and are linked; a video that is small enough is embedded as well. Scene names come from data sets, so nothing
 of them is ever read as HTML: the JSON escapes `<`, `>` and `&`, and the script only sets text.
 
-Public: write_page, page_html.
+Public: write_page, page_html; for other pages: page_json, data_uri, evenly.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def page_html(report: dict, entries: Iterable[dict]) -> Iterable[str]:
     head, tail = TEMPLATE.read_text(encoding="utf-8").split(DATA_MARK)
     shown = {name: value for name, value in report.items() if name != "scenes"}
     yield head
-    yield f'{{"report":{_json(shown)},"scenes":['
+    yield f'{{"report":{page_json(shown)},"scenes":['
     for i, entry in enumerate(entries):
-        yield ("," if i else "") + "\n" + _json(entry)
+        yield ("," if i else "") + "\n" + page_json(entry)
     yield "]}"
     yield tail
 
 
-def _json(value: Any) -> str:
+def page_json(value: Any) -> str:
     """JSON that may stand inside a script element, whatever the strings in it say."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))  # ASCII: U+2028 and the like are escaped
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -127,7 +127,7 @@ def _whole(out_dir: Path, file: str, budget: float) -> dict[str, str]:
     path = out_dir / file
     if path.stat().st_size > budget:
         return {"file": file}
-    return {"file": file, "uri": _data_uri(MEDIA[path.suffix], path.read_bytes())}
+    return {"file": file, "uri": data_uri(MEDIA[path.suffix], path.read_bytes())}
 
 
 def _best_floor(floors: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -149,7 +149,7 @@ def _thumbnail(path: Path, columns: int, rows: int, pixels: float) -> tuple[str,
     with Image.open(path) as picture:
         sheet = picture.convert("RGB")
     width, height = sheet.width // columns, sheet.height // rows
-    shown = _evenly(columns, MOST_COLUMNS)
+    shown = evenly(columns, MOST_COLUMNS)
     if len(shown) < columns:
         chosen = Image.new("RGB", (width * len(shown), sheet.height))
         for place, column in enumerate(shown):
@@ -163,15 +163,15 @@ def _thumbnail(path: Path, columns: int, rows: int, pixels: float) -> tuple[str,
         sheet = sheet.resize(size, Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     sheet.save(stream, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return _data_uri("image/jpeg", stream.getvalue()), shown, round(width / height, 4)
+    return data_uri("image/jpeg", stream.getvalue()), shown, round(width / height, 4)
 
 
-def _evenly(count: int, most: int) -> list[int]:
+def evenly(count: int, most: int) -> list[int]:
     """All of 0 ... count - 1, or `most` of them from the first to the last."""
     if count <= most:
         return list(range(count))
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
-def _data_uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

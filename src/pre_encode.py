@@ -22,15 +22,19 @@ from tqdm import tqdm
 
 from .checkpoint import load_weights
 from .config import ConfigError
-from .data.dataset import SceneDataset, ViewSettings
+from .data.dataset import SceneDataset
 from .data.latents import META, Meta, finished_scenes, picture_settings, write_scene
 from .data.scene import FrameError, SceneError
+from .data.view_settings import ViewSettings
 from .model.vae import ImageCodec
 from .runtime import Runtime
 from .settings import RunConfig
 from .vae_files import SOURCES, load_vae
 
 log = logging.getLogger(__name__)
+
+PLACES = ("vae.vae.", "autoencoder.")
+"""Where checkpoints of latent families keep their autoencoder: latent LVSM, MV-LDM."""
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -60,13 +64,16 @@ def open_codec(config: RunConfig, device: torch.device, weights: str = "") -> tu
     codec = ImageCodec(settings)
     if weights:
         state = {
-            name.partition("vae.vae.")[2]: t
-            for name, t in load_weights(weights).items()
-            if "vae.vae." in name
+            name.partition(prefix)[2]: tensor
+            for name, tensor in load_weights(weights).items()
+            for prefix in PLACES
+            if prefix in name
         }
         own = {name: state.get(name, tensor) for name, tensor in codec.vae.state_dict().items()}
         if not any(name.startswith("encoder.") for name in state):
-            raise ConfigError(f"{weights} holds no autoencoder (no tensors vae.vae.encoder.*).")
+            raise ConfigError(
+                f"{weights} holds no autoencoder (no tensors {' or '.join(f'{p}encoder.*' for p in PLACES)})."
+            )
         codec.vae.load_state_dict(own)  # an adapted decoder is not needed here
         source = weights
     elif config.pretrained.vae == "random":

@@ -1,20 +1,20 @@
 """A training run: what it consists of, what it starts from, and how it is saved and goes on.
 
-Public: Run, Progress, open_run, save.
+Public: Run, Progress, check_folder, open_run, save, state_of, finish_saving.
 """
 
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
 from .checkpoint import (
     CheckpointError,
@@ -25,12 +25,12 @@ from .checkpoint import (
     load_training_state,
     load_weights,
     newest_checkpoint,
-    save_checkpoint,
 )
 from .config import ConfigError
 from .data.eval_index import evaluation_loader
 from .data.latents import Meta, place_of_latents
 from .data.loader import sources
+from .ema import Ema
 from .evaluate import Metrics
 from .files import write_text
 from .loss import build_image_loss
@@ -38,8 +38,11 @@ from .metrics import build_metrics
 from .model import build_model
 from .model.base import ViewSynthesizer
 from .optim import build_optimizer
+from .parallel import gathered, gathered_state, like, spread
 from .runtime import Runtime, all_gather_objects, from_main, grad_scaler, random_state, set_random_state
+from .saving import Saver
 from .settings import RunConfig, Training, to_plain
+from .step import StepResult
 from .vae_files import load_vae
 from .warm_start import start_from
 
@@ -53,7 +56,7 @@ class Progress:
     step: optimiser steps attempted.
     samples_seen: training samples consumed, over all ranks.
     skipped: steps without update, for whatever reason.
-    bad: steps whose loss or gradients were not finite.
+    bad: steps that failed, or whose loss or gradients were not finite.
     """
 
     step: int = 0
@@ -73,18 +76,37 @@ class Progress:
 
 @dataclass
 class Run:
-    """Everything that a training run holds. `network` is `model`, wrapped if there are several ranks."""
+    """Everything that a training run holds. `network` and `twin` are what `parallel.spread` makes of `model`."""
 
     config: RunConfig
     runtime: Runtime
     folder: Path
     model: ViewSynthesizer
     network: nn.Module
+    twin: nn.Module | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     image_loss: Any
     evaluation: tuple[Any, Metrics] | None
+    saver: Saver
+    ema: Ema | None = None
     progress: Progress = field(default_factory=Progress)
+
+    @contextmanager
+    def in_use(self) -> Iterator[ViewSynthesizer]:
+        """Inside, the model that is scored: with whole weights, and averaged ones if the run keeps and uses them; all
+        ranks enter together.
+        """
+        use_ema = self.ema and self.config.inference.use_ema
+        averaged = self.ema.applied_to(self.model) if use_ema else nullcontext()
+        with averaged, gathered(self.model, self.twin) as model:
+            yield model
+
+    def count(self, result: StepResult) -> None:
+        """Take note of a step that was attempted."""
+        training = self.config.training
+        samples = training.batch_size_per_gpu * training.grad_accum_steps * self.runtime.world
+        self.progress.advance(samples, stepped=result.stepped, bad=result.bad)
 
 
 def open_run(config: RunConfig, runtime: Runtime) -> Run:
@@ -94,32 +116,47 @@ def open_run(config: RunConfig, runtime: Runtime) -> Run:
         ConfigError, CheckpointError: a setting or file that cannot be used.
     """
     training = config.training
-    _check_folder(training.checkpoint_dir)
+    check_folder(training.checkpoint_dir)
     if not training.dataset_path:
         raise ConfigError(
             "training.dataset_path is empty: name a full_list.txt or a folder of .torch chunks."
         )
     evaluation = _open_evaluation(config, runtime)
-    model = build_model(config.model).to(runtime.device)
+    saver = Saver(
+        Path(training.checkpoint_dir),
+        keep=training.keep_checkpoints,
+        keep_every=training.keep_checkpoint_every,
+        background=training.async_save,
+    )
+    from_main(saver.claim, runtime)
+    model = build_model(config.model)
+    network, twin = spread(model, training.parallel, runtime)
     run = Run(
         config=config,
         runtime=runtime,
         folder=Path(training.checkpoint_dir),
         model=model,
-        network=model,
+        network=network,
+        twin=twin,
         optimizer=build_optimizer(model, training, runtime.device),
         scaler=grad_scaler(runtime.device, training),
         image_loss=build_image_loss(training, config.pretrained, runtime.device),
         evaluation=evaluation,
+        saver=saver,
     )
     load_start(run)
+    _load_teachers(run)
     _check_latents(run)
+    if training.ema_decay and run.ema is None:
+        run.ema = Ema(model, training.ema_decay)
+    if runtime.is_main:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # Weights and the two moments of AdamW.
+        saver.reserve([*model.state_dict().values(), *trained, *trained])
     model.train()
     model.set_checkpointing(training.grad_checkpoint_every)
     if training.compile:
         model.compile_blocks()
-    if runtime.world > 1:
-        run.network = DistributedDataParallel(model, gradient_as_bucket_view=True)
     from_main(
         lambda: write_text(run.folder / "config.yaml", yaml.safe_dump(to_plain(config), sort_keys=False)),
         runtime,
@@ -127,8 +164,12 @@ def open_run(config: RunConfig, runtime: Runtime) -> Run:
     return run
 
 
-def _check_folder(checkpoint_dir: str) -> None:
-    """A run writes to a folder of its own; in scoring the same key may name a file of weights or one checkpoint."""
+def check_folder(checkpoint_dir: str) -> None:
+    """A run writes to a folder of its own; in scoring the same key may name a file of weights or one checkpoint.
+
+    Raises:
+        ConfigError: no folder is named, or something else.
+    """
     if not checkpoint_dir:
         raise ConfigError("training.checkpoint_dir is empty: name the folder that the run writes to.")
     folder = Path(checkpoint_dir)
@@ -160,7 +201,7 @@ def _check_latents(run: Run) -> None:
     training = run.config.training
     if not training.vae_latents:
         return
-    codec = run.model.get_submodule("vae") if "vae" in dict(run.model.named_children()) else None
+    codec = run.model.codec
     if codec is None:
         raise ConfigError(
             f"training.vae_latents is {training.vae_latents}, but {run.config.model.class_name} has no autoencoder here: "
@@ -193,7 +234,7 @@ def load_start(run: Run) -> None:
             if path == "random":
                 log.warning("pretrained.%s=random: %s starts from random weights.", name, prefix)
             elif name == "vae":
-                load_vae(run.model.get_submodule(prefix.rstrip(".")), path)
+                load_vae(run.model.codec, path)
             else:
                 load_pretrained_part(run.model, prefix, path, name)
         if training.init_from:
@@ -202,6 +243,17 @@ def load_start(run: Run) -> None:
         load_into(run.model, load_weights(training.resume_ckpt), training.resume_ckpt)
     else:
         resume(run, _foreign_checkpoint(training.resume_ckpt), reset_schedule=training.reset_lr_scheduler)
+
+
+def _load_teachers(run: Run) -> None:
+    """Fill the frozen networks that the model learns from."""
+    for name, network in run.model.teachers().items():
+        path = getattr(run.config.pretrained, name)
+        if path == "random":
+            log.warning("pretrained.%s=random: the model learns from a teacher that knows nothing.", name)
+        else:
+            load_pretrained_part(network, "", path, name)
+        network.to(run.runtime.device)
 
 
 def _own_checkpoint(folder: Path, training: Training) -> Path | None:
@@ -256,8 +308,13 @@ def _restore(run: Run, state: dict[str, Any], reset_schedule: bool) -> None:
     for number, moment in moments.items():
         if moment["exp_avg"].shape != parameters[number].shape:
             raise ValueError(f"the moments of parameter {number} have another shape")
+        for name in ("exp_avg", "exp_avg_sq"):
+            moment[name] = like(moment[name], parameters[number])
     # The moments come from the file, the settings (decay, betas) from the config.
     run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": moments})
+    if run.config.training.ema_decay and "ema" in state:
+        run.ema = Ema(run.model, run.config.training.ema_decay)
+        run.ema.load_state_dict(state["ema"])
     if run.scaler.is_enabled() and state["scaler"]:
         run.scaler.load_state_dict(state["scaler"])
     if not reset_schedule:
@@ -267,17 +324,31 @@ def _restore(run: Run, state: dict[str, Any], reset_schedule: bool) -> None:
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint; all ranks call this, rank 0 writes."""
+    """Save a checkpoint of how the run is now; all ranks call this, rank 0 writes, in the background if so set.
+
+    One that cannot be written is logged, and training goes on: those before it are kept. `finish_saving` raises.
+    """
+    weights, state = state_of(run)
+    if run.runtime.is_main:
+        run.saver.save(run.progress.step, weights, state, to_plain(run.config))
+
+
+def state_of(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and the training state that a checkpoint holds; all ranks call this, what rank 0 gets counts."""
     state = {
         "progress": asdict(run.progress),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
+        **({"ema": run.ema.state_dict()} if run.ema else {}),
         "random": all_gather_objects(random_state(run.runtime.device)),
     }
-    keep = run.config.training.keep_checkpoints
-    begin = time.perf_counter()
-    path = from_main(
-        lambda: save_checkpoint(run.folder, run.progress.step, run.model, state, to_plain(run.config), keep),
-        run.runtime,
-    )
-    log.info("Wrote %s in %.1f s.", path, time.perf_counter() - begin)
+    return gathered_state((dict(run.model.state_dict()), state))
+
+
+def finish_saving(run: Run) -> None:
+    """Return when the newest checkpoint is on the disk; all ranks call this.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    from_main(run.saver.finish, run.runtime)

@@ -3,9 +3,8 @@
 The same code runs alone or under torchrun, on GPUs (nccl) or on CPUs (gloo). Alone there is no process group, and the
 collectives here return what they were given.
 
-Public: Runtime, start, stop, autocast, set_precision, exact_float32, grad_scaler, setup_logging, largest_over_ranks,
-mean_over_ranks, all_gather_objects, broadcast_object, from_main, random_state, set_random_state, peak_memory_gib,
-StopRequest.
+Public: Runtime, start, stop, end_torchrun, autocast, set_precision, exact_float32, grad_scaler, setup_logging, largest_over_ranks,
+mean_over_ranks, agree, all_gather_objects, broadcast_object, from_main, random_state, set_random_state, peak_memory_gib.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ import random
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,7 +81,8 @@ def start(seed: int | None = None) -> Runtime:
     else:
         device = torch.device("cpu")
     if world > 1:
-        backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        # What hosts tell one another goes through gloo: they do not wait for their devices then.
+        backend, bound = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
         # With its device nccl connects here, not in the first step: what is wrong between machines is told at once.
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=bound)
     if seed is not None:
@@ -103,6 +102,15 @@ def stop() -> None:
         # Rank 0 may still be writing, and a long wait inside the next call looks like a hang to the watchdog of nccl.
         dist.barrier()
         dist.destroy_process_group()
+
+
+def end_torchrun(runtime: Runtime) -> None:
+    """For a process that ends, as it was asked to, with a status other than 0: torchrun with `--max-restarts` would start
+    all processes again, so it is told to end too.
+    """
+    started, most = (int(os.environ.get(f"TORCHELASTIC_{n}", "0")) for n in ("RESTART_COUNT", "MAX_RESTARTS"))
+    if started < most and runtime.local_rank == 0:
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 def setup_logging(is_main: bool) -> None:
@@ -188,6 +196,15 @@ def largest_over_ranks(values: Tensor, runtime: Runtime) -> Tensor:
     return values
 
 
+def agree(numbers: Sequence[int], runtime: Runtime) -> list[int]:
+    """The largest of each number over ranks. Hosts wait here for one another, but not for what their devices compute."""
+    if runtime.world == 1:
+        return list(numbers)
+    largest = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest.tolist()
+
+
 def mean_over_ranks(values: dict[str, Tensor], runtime: Runtime) -> dict[str, float]:
     """Mean over ranks of scalars that every rank has under the same names; one transfer to the host."""
     if not values:
@@ -262,30 +279,3 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-class StopRequest:
-    """While entered, SIGTERM and Ctrl-C ask the run to end after a step; a second Ctrl-C ends it at once.
-
-    signal: number of the signal that this process got; 0: none. Ranks must stop at the same step, or one waits for the
-    others: `train_step` asks them all.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number

@@ -3,7 +3,8 @@
 Published YAML files load unchanged: everything may lie under one top key `parameters`, keys that never had an effect
 are accepted with a warning, and keys that moved are listed in `settings_names.MOVED`.
 
-Public: Training, Inference, Pretrained, RunConfig, load_config, config_from_tree, to_plain, config_digest, describe.
+Public: Training (of settings_training), Inference, Pretrained, RunConfig, load_config, load_parts, config_from_tree, to_plain, config_digest,
+describe.
 """
 
 from __future__ import annotations
@@ -28,198 +29,17 @@ from .config import (
     leaves,
     parse_overrides,
     pop_path,
+    raise_all,
     read_yaml,
+    remainder,
     set_path,
     unknown_key,
 )
 from .settings_names import MOVED, move_published
+from .settings_sampling import Sampling
+from .settings_training import Training
 from .settings_video import RenderVideo
-from .settings_views import ViewChoice, ViewSelector, check_views
-
-
-@dataclass(kw_only=True)
-class Training:
-    """What a run learns from, how, and what it writes. Periods (`*_every`) count optimiser steps."""
-
-    # data
-    dataset_name: str = key("entry of DATASETS", "scene")
-    dataset_path: str | list = key(
-        "full_list.txt, a folder of .torch chunks, a .json list of scenes, or a list of {path, weight} of these",
-        "",
-    )
-    eval_dataset_path: str = key("the same for evaluation; empty: no evaluation while training", "")
-    vae_latents: str = key(
-        "folder of latents made by scripts.encode_latents, inside each data set's folder (vae_latents); empty: the "
-        "model encodes the pictures itself",
-        "",
-    )
-    num_views: int = key("views per training sample, inputs and targets together (at most)", 8, least=2)
-    num_input_views: int = key("context views", 2, least=1)
-    num_target_views: int = key("target views per sample", 6, least=1)
-    target_has_input: bool = key("draw training targets from all views, context included", True)
-    dynamic_input_view_num: bool = key(
-        "draw the number of context views (2, 3 or 4) anew at each step", False
-    )
-    view_selector: ViewSelector = key("which frames make a sample", ViewSelector)
-    view_sampler: str = key("entry of VIEW_SAMPLERS", "bounded")
-    square_crop: bool = key("crop the resized image to its centre square", False)
-    image_shape: list = key(
-        "[height, width] of the pictures, scaled to cover it and cropped at the centre; empty: the shorter side "
-        "becomes the model's image size",
-        [],
-    )
-    pose_frame: str = key(
-        "the world frame of a sample's cameras: mean_axes (LVSM), mean_rotation (principal quaternion, centres in a "
-        "box) or none (as given)",
-        "mean_axes",
-        choices=("mean_axes", "mean_rotation", "none"),
-    )
-    scene_scale_factor: float = key("camera centres are divided by this times their largest coordinate", 1.35)
-    pose_norm: str = key(
-        "cameras that define the normalised frame: all views of a sample (as published) or the context only",
-        "all",
-        choices=("all", "context"),
-    )
-    sort_context_index: bool = key("context views in the order of their frames", False)
-    sort_target_index: bool = key("the other views in the order of their frames", False)
-    max_fov: float = key("skip scenes with a wider field of view, degrees; 0: none are skipped", 0.0, least=0)
-    skip_bad_shape: bool = key("skip scenes whose pictures differ from expected_shape in meta.json", False)
-    augment: bool = key("mirror half of the training samples: pictures and cameras", False)
-    make_baseline_1: bool = key(
-        "scale scenes until the first and the last context view are 1 apart; needs pose_frame: none", False
-    )
-    keep_principal_point: bool = key(
-        "image_shape crops leave the principal point at its fraction of the picture (as published by lvsm_latent)",
-        False,
-    )
-    batch_size_per_gpu: int = key("samples per process and forward pass", 8, least=1)
-    num_workers: int = key("loader processes per rank; 0 loads in the main process", 4, least=0)
-    prefetch_factor: int = key(
-        "batches each worker may hold ready; lowered to stay under prefetch_bytes", 32, least=1
-    )
-    prefetch_bytes: int = key("most bytes of ready batches that the loaders of one rank hold", 2**30, least=1)
-
-    # optimisation
-    lr: float = key("peak learning rate of AdamW", 4e-4, least=0)
-    beta1: float = key("AdamW beta1", 0.9, least=0)
-    beta2: float = key("AdamW beta2", 0.95, least=0)
-    adam_eps: float = key("AdamW epsilon", 1e-8)
-    weight_decay: float = key("AdamW decay, on parameters with two or more dimensions", 0.05, least=0)
-    warmup: int = key("steps of linear warm-up", 3000, least=0)
-    train_steps: int = key("optimiser steps of the whole run", 100000, least=1)
-    scheduler_type: str = key(
-        "learning rate after warm-up; cosine_min: from initial_lr to lr in the warm-up, then down to min_lr",
-        "cosine",
-        choices=("cosine", "linear", "constant", "cosine_min"),
-    )
-    initial_lr: float = key("rate of the first step with cosine_min", 1e-6, least=0)
-    min_lr: float = key("rate at the end with cosine_min", 1e-6, least=0)
-    grad_accum_steps: int = key("forward passes per optimiser step", 1, least=1)
-    grad_clip_norm: float = key("largest joint gradient norm", 1.0)
-    allowed_gradnorm_factor: float = key(
-        "a step whose norm exceeds grad_clip_norm times this is skipped", 5.0
-    )
-    clip_from_step: int = key(
-        "before this step gradients are not clipped and no step is skipped for its norm", 0, least=0
-    )
-    max_bad_steps: int = key("stop after this many non-finite steps in a row", 10, least=1)
-    l2_loss_weight: float = key("weight of the mean squared error", 1.0, least=0)
-    lpips_loss_weight: float = key("weight of LPIPS (VGG)", 0.0, least=0)
-    lpips_start_step: int = key("LPIPS counts from this step on", 0, least=0)
-    perceptual_loss_weight: float = key("weight of the VGG19 perceptual loss", 0.5, least=0)
-    seed: int = key("seed of weights and data order", 777, least=0)
-
-    # precision and memory
-    use_amp: bool = key("autocast to amp_dtype", True)
-    amp_dtype: str = key("type of autocast", "bf16", choices=("bf16", "fp16", "fp32", "tf32"))
-    use_tf32: bool = key("allow TF32 in float32 matrix products", True)
-    grad_checkpoint_every: int = key(
-        "recompute activations in groups of this many blocks; 0: keep all", 1, least=0
-    )
-    compile: bool = key("torch.compile each transformer block", False)
-
-    # checkpoints and fine-tuning
-    checkpoint_dir: str = key("where the run writes; at inference the weights to load (file or folder)", "")
-    checkpoint_every: int = key("steps between checkpoints", 2000, least=1)
-    keep_checkpoints: int = key("newest checkpoints to keep; 0: all", 3, least=0)
-    resume_ckpt: str = key("start from this checkpoint if checkpoint_dir holds none of its own", "")
-    reset_training_state: bool = key(
-        "take weights alone from resume_ckpt: fresh optimiser and schedule", False
-    )
-    init_from: str = key(
-        "a fresh run starts from those tensors of these weights whose names and shapes fit, of any family; with "
-        "resume_ckpt it has no effect",
-        "",
-    )
-    reset_lr_scheduler: bool = key("take weights and optimiser from resume_ckpt, restart the schedule", False)
-
-    # what is reported, and when
-    print_every: int = key("steps between console lines (each of the first 20 is shown)", 20, least=1)
-    eval_every: int = key("steps between evaluations; 0: never", 4000, least=0)
-    vis_every: int = key("steps between pictures of a training batch; 0: never", 1000, least=0)
-    wandb: str = key(
-        "Weights & Biases; its key comes from your environment",
-        "disabled",
-        choices=("disabled", "offline", "online"),
-    )
-    wandb_project: str = key("project name", "parallax")
-    wandb_exp_name: str = key("run name; empty: the folder name of checkpoint_dir", "")
-    wandb_log_every: int = key("steps between records in wandb and TensorBoard", 50, least=1)
-    log_grad_norm_details: bool = key("log the gradient norm of each parameter", False)
-
-    # accepted from published files
-    center_crop: bool = key("the crop is always centred", True, ignored=True)
-    use_rel_pose: bool = key("never had an effect", False, ignored=True)
-    num_threads: int = key("set OMP_NUM_THREADS in the environment instead", 1, ignored=True)
-    api_key_path: str = key("the wandb key comes from the environment", "", ignored=True)
-
-    def __post_init__(self) -> None:
-        if self.num_input_views > self.num_views:
-            raise ConfigError(
-                f"training.num_input_views {self.num_input_views} exceeds training.num_views {self.num_views}, "
-                "which counts inputs and targets together: raise num_views."
-            )
-        if self.num_input_views >= self.num_views and not self.target_has_input:
-            raise ConfigError(
-                f"training.num_views {self.num_views} leaves no target beside training.num_input_views "
-                f"{self.num_input_views}: raise num_views or set training.target_has_input: true."
-            )
-        most = self.num_views if self.target_has_input else self.num_views - self.num_input_views
-        if not 1 <= self.num_target_views <= most:
-            raise ConfigError(
-                f"training.num_target_views {self.num_target_views} must lie between 1 and {most} with "
-                f"training.num_views {self.num_views}, num_input_views {self.num_input_views}, "
-                f"target_has_input {self.target_has_input}."
-            )
-        if self.dynamic_input_view_num and self.num_views < 4 + (not self.target_has_input):
-            raise ConfigError(
-                "training.dynamic_input_view_num draws up to 4 context views, too many for training.num_views "
-                f"{self.num_views}: raise it to 5, or to 4 with training.target_has_input: true."
-            )
-        for name in ("scene_scale_factor", "grad_clip_norm", "allowed_gradnorm_factor", "adam_eps"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"training.{name} is {getattr(self, name)}: it must be positive.")
-        if self.image_shape and not _is_shape(self.image_shape):
-            raise ConfigError(
-                f"training.image_shape is {self.image_shape}: expected [height, width] in pixels, such as [256, 256]."
-            )
-        for name in ("beta1", "beta2"):
-            if getattr(self, name) >= 1:
-                raise ConfigError(f"training.{name} is {getattr(self, name)}: it must be below 1.")
-        if self.make_baseline_1 and self.pose_frame != "none":
-            raise ConfigError(
-                f"training.make_baseline_1 has no effect with training.pose_frame {self.pose_frame}, which scales the "
-                "cameras itself: set training.pose_frame: none."
-            )
-        if self.augment and self.vae_latents:
-            raise ConfigError(
-                "training.augment mirrors pictures, but training.vae_latents are those of unmirrored ones: drop one."
-            )
-        check_views(self)
-
-
-def _is_shape(value: list) -> bool:
-    return len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+from .settings_views import ViewChoice
 
 
 @dataclass(kw_only=True)
@@ -252,6 +72,9 @@ class Inference(ViewChoice):
         "JSON scene -> median depth in the units of its cameras; adds the plane-warp floor", ""
     )
     chunk: int = key("target views rendered at once; 0: all", 4, least=0)
+    use_ema: bool = key("score and render with averaged weights, of runs with training.ema_decay", True)
+    sampling: Sampling = key("videos that src.sample makes", Sampling)
+    sampling_seed: int = key("seed of what generative families draw at random", 0, least=0)
     if_inference: bool = key("the script that runs decides", True, ignored=True)
 
     def __post_init__(self) -> None:
@@ -268,6 +91,10 @@ class Pretrained:
 
     dinov2: str = key(
         "DINOv2 ViT-B/14 reg4 weights, or `random`", "checkpoints/pretrained/dinov2_vitb14_reg4_pretrain.pth"
+    )
+    dinov2_teacher: str = key(
+        "DINOv2 ViT-B/14 weights without registers that Efficient-LVSM may be aligned with, or `random`",
+        "checkpoints/pretrained/dinov2_vitb14_pretrain.pth",
     )
     vae: str = key(
         "autoencoder of latent families: folder or file of diffusers, hub id, or `random`; empty: the published one",
@@ -307,6 +134,23 @@ def load_config(path: str | Path, overrides: list[str], family_config: Callable[
     Raises:
         ConfigError: all problems found, one a line, each naming file, key and remedy.
     """
+    parts, problems = load_parts(path, overrides, family_config)
+    raise_all(f"{path}: {problem}" for problem in problems)
+    return RunConfig(**parts)
+
+
+def load_parts(
+    path: str | Path, overrides: list[str], family_config: Callable[[str], type]
+) -> tuple[dict[str, Any], list[str]]:
+    """The same, for whoever wants to know more than the first kind of problem.
+
+    Returns:
+        the fields of `RunConfig`: with problems, what can be used of each section, and None for a model that cannot be
+        built; and the problems.
+
+    Raises:
+        ConfigError: the file is absent or no YAML, or an override is not of the form `key=value`.
+    """
     tree = read_yaml(Path(path))
     sources = dict.fromkeys(leaves(tree), str(path))
     move_published(tree, sources, str(path))
@@ -316,41 +160,58 @@ def load_config(path: str | Path, overrides: list[str], family_config: Callable[
         sources = {name: place for name, place in sources.items() if not name.startswith(f"{dotted}.")}
         named = leaves(value, f"{dotted}.") if isinstance(value, dict) else [dotted]
         sources |= dict.fromkeys(named, "command line")
-    return config_from_tree(tree, family_config, sources=sources, origin=str(path))
+    return _parts(tree, family_config, sources, str(path))
 
 
 def config_from_tree(
     tree: dict, family_config: Callable[[str], type], *, sources: dict | None = None, origin: str = "config"
 ) -> RunConfig:
     """The checked config of a plain nested dict, as in a YAML file or beside a checkpoint."""
-    tree, sources = copy.deepcopy(tree), dict(sources or {})
-    move_published(tree, sources, origin)
-    model = tree.get("model") or {}
-    if not isinstance(model, dict) or not isinstance(model.get("class_name"), str):
-        raise ConfigError(f"{origin}: model.class_name is missing: it names the model family.")
-    try:
-        schema = family_config(model["class_name"])
-    except ConfigError as error:
-        raise ConfigError(f"{origin}: {error}") from None
+    parts, problems = _parts(tree, family_config, dict(sources or {}), origin)
+    raise_all(f"{origin}: {problem}" for problem in problems)
+    return RunConfig(**parts)
 
-    tree["model"] = model
-    sections = {f.metadata["section"]: f.name for f in dataclasses.fields(schema) if f.metadata["section"]}
+
+def _parts(
+    tree: dict, family_config: Callable[[str], type], sources: dict, origin: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Fields of `RunConfig` from a nested dict, as `load_parts` returns them; and what is wrong."""
+    tree = copy.deepcopy(tree)
+    move_published(tree, sources, origin)
+    schemas = {"model": None, "training": Training, "inference": Inference, "pretrained": Pretrained}
+    problems: list[str] = []
+    sections: dict[str, str] = {}
+    try:
+        schemas["model"] = schema = _family(tree, family_config)
+        sections = {
+            f.metadata["section"]: f.name for f in dataclasses.fields(schema) if f.metadata["section"]
+        }
+    except ConfigError as error:
+        problems.append(str(error))
     for section, name in sections.items():
         if section in tree:
-            model[name] = tree.pop(section)
-
-    schemas = {"model": schema, "training": Training, "inference": Inference, "pretrained": Pretrained}
-    known = [*schemas, *(path for name, part in schemas.items() for path in keys_of(part, name))]
-    problems = [
+            tree["model"][name] = tree.pop(section)
+    usable = {name: part for name, part in schemas.items() if part}
+    known = [*schemas, *(path for name, part in usable.items() for path in keys_of(part, name))]
+    problems += [
         unknown_key(dotted, known)
         for name, value in tree.items()
-        if name not in schemas
+        if name not in schemas and schemas["model"]  # else it may be a section of the family
         for dotted in _unknown(name, value, [*schemas, *sections])
     ]
-    parts = {name: build(part, tree.get(name), name, problems, known) for name, part in schemas.items()}
-    if problems:
-        raise ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
-    return RunConfig(**parts, sources=sources)
+    parts = {name: build(part, tree.get(name), name, problems, known) for name, part in usable.items()}
+    for name in ("training", "inference", "pretrained"):
+        if parts[name] is None:
+            parts[name] = remainder(schemas[name], tree.get(name), name)
+    return {"model": None, **parts, "sources": sources}, problems
+
+
+def _family(tree: dict, family_config: Callable[[str], type]) -> type:
+    """The schema of the `model` section; raises ConfigError where it names no family."""
+    model = tree.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("class_name"), str):
+        raise ConfigError("model.class_name is missing: it names the model family.")
+    return family_config(model["class_name"])
 
 
 def _unknown(name: str, value: Any, sections: list[str]) -> list[str]:

@@ -56,6 +56,35 @@ class Exaggerated:
     reach: float = key("how far the path exceeds both ends, in distances between them", 2.0, least=0)
 
 
+@dataclass(kw_only=True)
+class Orbit:
+    """The first key camera around what the key cameras look at."""
+
+    degrees: float = key("the arc it swings over; from 360 on it goes around", 40.0, least=0)
+
+
+@dataclass(kw_only=True)
+class Spiral:
+    """The mean key camera on a spiral, facing what the key cameras look at."""
+
+    radius: float = key("of the circle, as a fraction of the distance", 0.1, least=0)
+    turns: float = key("revolutions", 2.0)
+
+
+@dataclass(kw_only=True)
+class Dolly:
+    """The first key camera towards what the key cameras look at, away from it and back."""
+
+    reach: float = key("farthest way to either side, as a fraction of the distance", 0.2, least=0)
+    hold_size: bool = key("the focal length follows, so that what is looked at keeps its size", False)
+
+    def __post_init__(self) -> None:
+        if self.reach >= 1:
+            raise ConfigError(
+                f"inference.render_video_config.dolly.reach is {self.reach}: it must be below 1."
+            )
+
+
 def _are_numbers(values: list, count: int) -> bool:
     return len(values) == count and all(type(value) in (int, float) for value in values)
 
@@ -76,5 +105,8 @@ class RenderVideo:
     spin: Spin = key("settings of traj_type spin", Spin)
     wobble: Wobble = key("settings of traj_type wobble", Wobble)
     exaggerated: Exaggerated = key("settings of traj_type exaggerated", Exaggerated)
+    orbit: Orbit = key("settings of traj_type orbit", Orbit)
+    spiral: Spiral = key("settings of traj_type spiral", Spiral)
+    dolly: Dolly = key("settings of traj_type dolly", Dolly)
     fps: int = key("frames per second", 30, least=1)
     format: str = key("files to write", "mp4", choices=("mp4", "gif", "both"))

@@ -2,16 +2,17 @@
 
 Names are those of the published files where they have one; a key that the chosen sampler does not read is refused.
 
-Public: ViewSelector, ViewChoice, OWN_TARGETS, EVERY_FRAME, check_views.
+Public: ViewSelector, ViewChoice, OWN_TARGETS, EVERY_FRAME, view_problems.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .config import ConfigError, key
+from .config import key
 
 OWN_TARGETS = ("bounded_gap", "boundedv2", "arbitrary")
 """Samplers that choose context and targets apart: `num_views` is the sum of both, and targets are no context columns."""
@@ -38,7 +39,10 @@ class ViewSelector:
         least=0,
     )
     min_distance_to_context_views: int = key(
-        "targets keep this distance from both context views (bounded_gap)", 0, least=0
+        "targets keep this distance from both outer context views; 0: they may be among them, as published (bounded_gap, "
+        "boundedv2)",
+        0,
+        least=0,
     )
     max_distance_to_context_views: int = key(
         "how far targets may lie outside the context views (boundedv2)", 0, least=0
@@ -99,6 +103,7 @@ READ_BY: dict[str, set[str]] = {
     "bounded_gap": _GAP | {"min_distance_to_context_views"},
     "boundedv2": _GAP
     | {
+        "min_distance_to_context_views",
         "max_distance_to_context_views",
         "initial_max_distance_to_context_views",
         "target_gap_warm_up_steps",
@@ -118,61 +123,79 @@ READ_BY: dict[str, set[str]] = {
 """Sampler -> keys of `ViewSelector` that it reads; samplers that are not listed are not checked."""
 
 
-def check_views(training: Any) -> None:
-    """Raises ConfigError where `training` asks for numbers of views that its sampler cannot give, or for keys that it
-    does not read.
-    """
+def view_problems(training: Any) -> Iterator[str]:
+    """Where `training` asks for numbers of views that its sampler cannot give, or for keys that it does not read."""
     name, selector = training.view_sampler, training.view_selector
-    _check_limits(selector)
-    _refuse_unread(name, selector)
+    yield from _limit_problems(selector)
+    yield from _unread(name, selector)
     if name in EVERY_FRAME and training.batch_size_per_gpu != 1:
-        raise ConfigError(
+        yield (
             f"training.view_sampler {name} takes as many views as a scene has frames: set "
             "training.batch_size_per_gpu: 1."
         )
+    yield from _choice_problems(training)
     if name not in OWN_TARGETS:
         return
-    if training.dynamic_input_view_num:
-        raise ConfigError(
-            f"training.dynamic_input_view_num does not go with training.view_sampler {name}: use "
-            "training.view_selector.random_num_context_views of boundedv2."
-        )
+    for key_name in ("dynamic_input_view_num", "input_view_choices"):
+        if getattr(training, key_name):
+            yield (
+                f"training.{key_name} does not go with training.view_sampler {name}: use "
+                "training.view_selector.random_num_context_views of boundedv2."
+            )
     if name.startswith("bounded") and training.num_input_views < 2:
-        raise ConfigError(f"training.view_sampler {name} needs training.num_input_views of at least 2.")
+        yield f"training.view_sampler {name} needs training.num_input_views of at least 2."
     if name == "bounded_gap" and training.num_input_views != 2:
-        raise ConfigError("training.view_sampler bounded_gap has 2 context views: use boundedv2 for more.")
+        yield "training.view_sampler bounded_gap has 2 context views: use boundedv2 for more."
     contexts = selector.max_context_views if selector.random_num_context_views else training.num_input_views
     if training.num_views != contexts + training.num_target_views:
-        raise ConfigError(
+        yield (
             f"training.num_views is {training.num_views}: with training.view_sampler {name} it is the sum of (at most) "
             f"{contexts} context views and training.num_target_views {training.num_target_views}: set it to "
             f"{contexts + training.num_target_views}."
         )
     for name, views in (("context_views", contexts), ("target_views", training.num_target_views)):
         if getattr(selector, name) and len(getattr(selector, name)) != views:
-            raise ConfigError(
+            yield (
                 f"training.view_selector.{name} lists {len(getattr(selector, name))} frames, but the run has {views}."
             )
 
 
-def _check_limits(selector: ViewSelector) -> None:
+def _choice_problems(training: Any) -> Iterator[str]:
+    """Shares and numbers of context views that no sample can have."""
+    if training.target_has_input_share > 1:
+        yield f"training.target_has_input_share is {training.target_has_input_share:g}: expected a part, 0 to 1."
+    choices = training.input_view_choices
+    if choices and training.dynamic_input_view_num:
+        yield (
+            "training.input_view_choices and training.dynamic_input_view_num both choose the number of context views: "
+            "drop the second."
+        )
+    room = training.num_views - (0 if training.targets_may_be_inputs else training.num_target_views)
+    if any(type(number) is not int or not 1 <= number <= room for number in choices):
+        yield (
+            f"training.input_view_choices is {choices}: expected numbers from 1 to {room}, which is what "
+            f"training.num_views {training.num_views} leaves for the context."
+        )
+
+
+def _limit_problems(selector: ViewSelector) -> Iterator[str]:
     for low, high in (
         ("min_frame_dist", "max_frame_dist"),
         ("initial_min_distance_between_context_views", "initial_max_distance_between_context_views"),
         ("min_context_views", "max_context_views"),
     ):
         if getattr(selector, low) > getattr(selector, high):
-            raise ConfigError(
+            yield (
                 f"training.view_selector: {low} {getattr(selector, low)} exceeds {high} {getattr(selector, high)}."
             )
     for name in ("context_views", "target_views"):
         if any(type(frame) is not int or frame < 0 for frame in getattr(selector, name)):
-            raise ConfigError(
+            yield (
                 f"training.view_selector.{name} is {getattr(selector, name)}: expected frame numbers from 0."
             )
 
 
-def _refuse_unread(sampler: str, selector: ViewSelector) -> None:
+def _unread(sampler: str, selector: ViewSelector) -> Iterator[str]:
     if sampler not in READ_BY:
         return
     plain = ViewSelector()
@@ -180,7 +203,7 @@ def _refuse_unread(sampler: str, selector: ViewSelector) -> None:
         given = getattr(selector, field.name)
         if field.name not in READ_BY[sampler] and given != getattr(plain, field.name):
             readers = [name for name, keys in READ_BY.items() if field.name in keys]
-            raise ConfigError(
+            yield (
                 f"training.view_selector.{field.name} is {given}, but training.view_sampler {sampler} does not read it: "
                 f"remove it, or choose {' or '.join(readers)}."
             )

@@ -30,11 +30,18 @@ STACKS = {
 
 
 def sizes_of(shapes: Shapes) -> dict[str, int | float | bool]:
-    """Settings that these tensors determine: dotted key -> value.
+    """Settings that these tensors determine: dotted key -> value; none where their shapes are those of no model.
 
     Args:
         shapes: tensor name, without wrapper prefixes -> shape.
     """
+    try:
+        return _sizes_of(shapes)
+    except (IndexError, ValueError, ZeroDivisionError):  # other numbers of dimensions, widths of zero
+        return {}
+
+
+def _sizes_of(shapes: Shapes) -> dict[str, int | float | bool]:
     sizes: dict[str, int | float | bool] = {
         setting: len(blocks) for stack, setting in STACKS.items() if (blocks := _blocks(shapes, stack))
     }

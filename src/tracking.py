@@ -1,6 +1,7 @@
 """What a run reports: a console line, `log.jsonl`, TensorBoard files and, if asked for, Weights & Biases.
 
-Only rank 0 reports. The first three are always written; a Weights & Biases that cannot be reached never stops a run.
+Only rank 0 reports. The first three are always written; neither a full disk nor a Weights & Biases that cannot be
+reached stops a run: what could not be written is told once, and tried again at the next report.
 
 Public: Tracker, Meter, console_line.
 """
@@ -13,7 +14,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +24,7 @@ from easydict import EasyDict
 from torch import Tensor
 
 from .config import ConfigError
+from .files import Lines
 from .runtime import Runtime, mean_over_ranks, peak_memory_gib
 from .settings import RunConfig, to_plain
 
@@ -62,44 +65,73 @@ class Tracker:
         Raises:
             ConfigError: the folder cannot be written to.
         """
-        self._jsonl = self._board = self._wandb = None
+        self._lines = self._board = self._wandb = None
+        self._failing: set[str] = set()
+        self._purge_step = first_step + 1 if first_step else None
         if not runtime.is_main:
             return
-        from torch.utils.tensorboard import SummaryWriter  # a second to import: only where it is needed
-
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._jsonl = (folder / "log.jsonl").open("a", encoding="utf-8")
+            self._lines = Lines(folder / "log.jsonl")
         except OSError as error:
             raise ConfigError(f"training.checkpoint_dir {folder} cannot be written to: {error}") from error
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        self._curves = folder / "tensorboard"
         self._wandb = _start_wandb(folder, config)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line of `log.jsonl`: kind, step, time and the values; a number that is not finite is written as null."""
-        if self._jsonl:
+        if self._lines:
             entry = {"kind": kind, "step": step, "time": round(time.time(), 3), **_jsonable(values)}
-            self._jsonl.write(json.dumps(entry) + "\n")
-            self._jsonl.flush()
+            with self.going_on_without("log.jsonl"):
+                self._lines.append(json.dumps(entry))
 
     def curves(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Points of curves in TensorBoard and Weights & Biases, named `<kind>/<name>`."""
         named = {f"{kind}/{name}": value for name, value in values.items()}
-        if self._board:
+        if self._lines:
+            with self.going_on_without("TensorBoard"):
+                self._draw(named, step)
+        if self._wandb:
+            with self.going_on_without("Weights & Biases"):
+                self._wandb.log(named, step=step)
+
+    @contextmanager
+    def going_on_without(self, what: str) -> Iterator[None]:
+        """Inside, an OSError is told, once until the next success, and training goes on."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._failing:
+                log.error("%s cannot be written (%s): is the disk full? Training goes on.", what, error)
+            self._failing.add(what)
+        else:
+            self._failing.discard(what)
+
+    def _draw(self, named: dict[str, float], step: int) -> None:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter  # a second to import: only where it is needed
+
+            self._board = SummaryWriter(str(self._curves), purge_step=self._purge_step)
+        try:
             for name, value in named.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()
-        if self._wandb:
-            self._wandb.log(named, step=step)
+        except OSError:
+            self._drop_board()
+            raise
+
+    def _drop_board(self) -> None:
+        """TensorBoard's writer does not recover from an error: the next one begins another file."""
+        board, self._board, self._purge_step = self._board, None, None
+        with suppress(OSError):
+            board.close()
 
     def close(self) -> None:
-        if self._jsonl:
-            self._jsonl.close()
+        if self._lines:
+            self._lines.close()
         if self._board:
-            self._board.close()
+            self._drop_board()
         if self._wandb:
             self._wandb.finish()
 

@@ -1,52 +1,64 @@
 """Train a model of any family.
 
-    python -m src.train --config config/uplvsm_x224.yaml [key=value ...] [--print-config]
+    python -m src.train --config config/uplvsm_x224.yaml [key=value ...] [--print-config | --dry-run]
     torchrun --nproc_per_node 8 -m src.train --config ...
 
 A run lives in `training.checkpoint_dir`: checkpoints, `config.yaml`, `log.jsonl`, `tensorboard/`, `iter_<step>/`. Started
 again, it goes on from its newest whole checkpoint as if it had never stopped, also on another number of processes.
 
-Exit status: 0 finished; 2 a mistake that a message explains; 3 too many non-finite steps in a row; 130 or 143 stopped by
-Ctrl-C or SIGTERM, after a last checkpoint.
+Exit status:
 
-Public: main, train, train_step, StepResult.
+      0  finished
+      1  an error that nobody foresaw, with its traceback
+      2  a mistake that a message explains
+      3  `max_bad_steps` steps in a row failed or were not finite; the last good checkpoint stays
+    124  `training.time_limit` is over      |
+    130  Ctrl-C; a second one ends at once  |  after a last checkpoint: start again to go on
+    138  SIGUSR1                            |
+    143  SIGTERM                            |
+
+torchrun has a status of its own: 0, or 1 for every other.
+
+Public: main, train.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
 from easydict import EasyDict
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from . import plan
 from .checkpoint import find_checkpoints
-from .cli import guarded, read_config
+from .cli import LESS_MEMORY, chosen_config, config_parser, guarded
 from .data.batch import split_views, to_device
 from .data.loader import training_loader
 from .evaluate import evaluate
 from .files import write_text
-from .optim import clip_or_skip, learning_rate
-from .run import Run, open_run, save
+from .model.base import ViewSynthesizer
+from .optim import learning_rate
+from .run import Run, finish_saving, open_run, save
 from .runtime import (
     Runtime,
-    StopRequest,
+    agree,
     all_gather_objects,
     autocast,
-    largest_over_ranks,
+    end_torchrun,
     set_precision,
     setup_logging,
     start,
     stop,
 )
-from .settings import RunConfig, Training, config_digest
+from .settings import RunConfig, config_digest
+from .step import StepResult, told, train_step
+from .stopping import REASONS, Interrupted, StopRequest
 from .tracking import Meter, Tracker, console_line
 from .visualize import save_image, sheet
 
@@ -63,7 +75,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
-    config = read_config(argv, "Train a model of any family.")
+    parser = config_parser("Train a model of any family.")
+    plan.add_arguments(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.dry_run:
+        return plan.plan(arguments)
+    config = chosen_config(arguments)
     if config is None:
         return 0
     runtime = start(config.training.seed)
@@ -75,6 +92,8 @@ def _run(argv: list[str] | None) -> int:
         log.warning("Interrupted. Checkpoints that were written are kept.")
         return 128 + signal.SIGINT
     stop()
+    if status:
+        end_torchrun(runtime)
     return status
 
 
@@ -82,7 +101,8 @@ def _run(argv: list[str] | None) -> int:
 
 
 def train(config: RunConfig, runtime: Runtime) -> int:
-    """Train until `train_steps`, a signal or too many bad steps; the exit status."""
+    """Train until `train_steps`, a request to stop or too many bad steps; the exit status."""
+    request = StopRequest(config.training.time_limit)  # its time runs from here
     run, training = open_run(config, runtime), config.training
     progress = run.progress
     if progress.step >= training.train_steps:
@@ -96,26 +116,16 @@ def train(config: RunConfig, runtime: Runtime) -> int:
         pin=runtime.device.type != "cpu",
     )
     announce(run, loader)
-    meter, first_step = Meter(), progress.step
-    with StopRequest() as request, Tracker(run.folder, config, runtime, first_step) as tracker:
-        batches = iter(loader)
+    meter, first_step, saved_step = Meter(), progress.step, progress.step
+    with request, run.saver, closing(loader), Tracker(run.folder, config, runtime, first_step) as tracker:
         while progress.step < training.train_steps:
             begin = time.perf_counter()
-            micro_batches = [next(batches) for _ in range(training.grad_accum_steps)]
+            micro_batches, problem = draw(loader, training.grad_accum_steps, request)
+            status, failed = agree([request.status, bool(problem)], runtime)
+            if status:
+                return end_early(run, status, saved_step)
             waited = time.perf_counter() - begin
-            result = train_step(
-                run.network,
-                micro_batches,
-                progress.step,
-                run.optimizer,
-                run.scaler,
-                run.image_loss.at(progress.step),
-                training,
-                runtime,
-                request,
-            )
-            samples = training.batch_size_per_gpu * len(micro_batches) * runtime.world
-            progress.advance(samples, stepped=result.stepped, bad=result.bad)
+            result = update(run, micro_batches) if not failed else skip(run, problem)
             terms = {} if result.bad else result.terms
             meter.add(terms, micro_batches, waited, time.perf_counter() - begin)
 
@@ -125,111 +135,72 @@ def train(config: RunConfig, runtime: Runtime) -> int:
                 return give_up(run)
             report(run, meter, result, tracker, verbose=progress.step - first_step <= FIRST_STEPS)
             last = progress.step == training.train_steps
-            if last or result.stop or due(training.checkpoint_every, progress.step):
+            if last or due(training.checkpoint_every, progress.step):
                 save(run)
-            if result.stop:
-                log.warning("Stopped by a signal at step %d; start again to go on.", progress.step)
-                return 128 + result.stop
-            if due(training.vis_every, progress.step) and runtime.is_main:
-                save_pictures(run, micro_batches[-1])
+                saved_step = progress.step
+            if due(training.vis_every, progress.step):
+                with run.in_use() as model, tracker.going_on_without("a picture"):
+                    save_pictures(run, model, micro_batches)
             if run.evaluation and (last or due(training.eval_every, progress.step)):
-                score(run, tracker)
+                status = score(run, tracker, request)
+                if status:
+                    return end_early(run, status, saved_step)
+        finish_saving(run)
     log.info("Finished %d steps. %s", progress.step, _loader_report(loader))
     return 0
 
 
-@dataclass
-class StepResult:
-    """What one optimiser step did.
-
-    terms: scalar loss terms, mean over the micro-steps of this rank, on the device.
-    grad_norm: joint norm before clipping.
-    stepped: the weights were updated.
-    bad: loss or gradients were not finite (an fp16 overflow, which the scaler answers, does not count).
-    lr: learning rate in force.
-    stop: signal that asks the run to end, got by this or another rank; 0: none.
-    grad_norms: norm of each parameter's gradient, if asked for.
-    """
-
-    terms: dict[str, Tensor]
-    grad_norm: float
-    stepped: bool
-    bad: bool
-    lr: float
-    stop: int = 0
-    grad_norms: dict[str, Tensor] = field(default_factory=dict)
+def draw(loader: Iterator[EasyDict], count: int, request: StopRequest) -> tuple[list[EasyDict], str]:
+    """The next micro-batches of this rank, and why some are absent; fewer also when the run was asked to stop."""
+    micro_batches, problem = [], ""
+    for _ in range(count):  # to the end, or the ranks would no longer read the samples of one step
+        try:
+            with request.giving_way():
+                micro_batches.append(next(loader))
+        except Interrupted:
+            break
+        except Exception as error:
+            problem = told(error, micro_batches)
+    return micro_batches, problem
 
 
-def train_step(
-    network: nn.Module,
-    micro_batches: Sequence[EasyDict],
-    step: int,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    image_loss: Callable[[Tensor, Tensor], dict[str, Tensor]],
-    training: Training,
-    runtime: Runtime,
-    request: StopRequest | None = None,
-) -> StepResult:
-    """One update from all micro-batches: forward, objective, backward of each, then clip, skip or step.
+def update(run: Run, micro_batches: list[EasyDict]) -> StepResult:
+    """One optimiser step with everything that goes on with it."""
+    result = train_step(
+        run.network,
+        micro_batches,
+        run.progress.step,
+        run.optimizer,
+        run.scaler,
+        run.image_loss.at(run.progress.step),
+        run.config.training,
+        run.runtime,
+    )
+    if run.ema and result.stepped:
+        run.ema.update(run.model)
+    run.count(result)
+    return result
 
-    Gradients are summed between ranks once, in the last backward pass. The forward pass runs under autocast, the
-    objective in float32. Whether the update is made is decided alike on all ranks.
 
-    Args:
-        network: the model, wrapped in DistributedDataParallel if there are several ranks.
-        micro_batches: `grad_accum_steps` batches as the loader gives them.
-        step: number of the update, from 0: sets the learning rate.
-        scaler: scales the loss in fp16; disabled otherwise.
-        request: whether this rank was asked to stop; the answer of all ranks is `StepResult.stop`.
-    """
-    model = network.module if isinstance(network, DistributedDataParallel) else network
-    lr = learning_rate(step, training)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    terms: dict[str, Tensor] = {}
-    for i, batch in enumerate(micro_batches):
-        unsynced = network is not model and i + 1 < len(micro_batches)
-        input, target = split_views(to_device(batch, runtime.device), batch.num_input)
-        with network.no_sync() if unsynced else nullcontext():
-            with autocast(runtime.device, training):
-                result = network(input, target)
-            losses = model.objective(_float32(result), target, image_loss)
-            scaler.scale(losses["loss"] / len(micro_batches)).backward()
-        for name, value in losses.items():
-            terms[name] = terms.get(name, 0.0) + value.detach().float() / len(micro_batches)
+def skip(run: Run, problem: str) -> StepResult:
+    """The step for which some rank has no data. problem: why this one has none, if so."""
+    result = StepResult.failed(problem, learning_rate(run.progress.step, run.config.training))
+    run.count(result)
+    return result
 
-    scaler.unscale_(optimizer)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    norms = _gradient_norms(model) if training.log_grad_norm_details else {}
-    broken = ~torch.isfinite(terms["loss"])
-    # Filled on the device: a tensor copied from the host would make it wait.
-    asked = torch.full_like(broken, request.signal if request else 0, dtype=torch.int32)
-    broken, asked = largest_over_ranks(torch.stack([broken.int(), asked]), runtime)
-    clip = step >= training.clip_from_step
-    outcome = clip_or_skip(parameters, optimizer, broken == 0, training, asked, clip=clip)
-    # Gradients that overflow in fp16 are how the scaler finds its scale; below 1 there is nothing left to find.
-    overflow = not outcome.finite and scaler.get_scale() > 1 and not bool(broken)
-    scaler.update()
-    bad = not outcome.finite and not overflow
-    return StepResult(terms, outcome.grad_norm, outcome.stepped, bad, lr, int(outcome.along), norms)
+
+def end_early(run: Run, status: int, saved_step: int) -> int:
+    """Save what was not saved yet; the exit status that was asked for."""
+    if run.progress.step > saved_step:
+        save(run)
+    finish_saving(run)
+    log.warning("Stopped at step %d: %s. Start again to go on.", run.progress.step, REASONS[status])
+    return status
 
 
 def due(every: int, step: int) -> bool:
     """Whether something that happens each `every` steps (0: never) happens after update number `step`, from 1."""
     return every > 0 and step % every == 0
-
-
-def _float32(result: EasyDict) -> EasyDict:
-    """The result of a forward pass with its half-precision tensors as float32."""
-    for name, value in result.items():
-        if torch.is_tensor(value) and value.is_floating_point():
-            result[name] = value.float()
-    return result
-
-
-def _gradient_norms(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.norm() for name, p in model.named_parameters() if p.grad is not None}
 
 
 # ----------------------------------------------------------------------------------------------- what is reported
@@ -282,42 +253,57 @@ def report(run: Run, meter: Meter, result: StepResult, tracker: Tracker, *, verb
 def report_bad_step(
     run: Run, result: StepResult, micro_batches: Sequence[EasyDict], tracker: Tracker
 ) -> None:
-    """Say which scenes and loss terms were not finite; all ranks call this."""
+    """Say why a step was skipped, and at which scenes; all ranks call this."""
     progress = run.progress
     terms = {name: value.item() for name, value in result.terms.items()}
-    scenes = [name for batch in micro_batches for name in batch.scene_name]
-    guilty = not bool(torch.isfinite(result.terms["loss"]))
-    ranks = all_gather_objects({"guilty": guilty, "terms": terms, "scenes": scenes})
+    mine = {
+        "guilty": bool(result.problem) or not math.isfinite(terms.get("loss", 0.0)),
+        "problem": result.problem,
+        "terms": terms,
+        "scenes": [name for batch in micro_batches for name in batch.scene_name],
+    }
+    ranks = all_gather_objects(mine)
     ranks = [rank for rank in ranks if rank["guilty"]] or ranks  # none: only gradients were not finite
     scenes = [name for rank in ranks for name in rank["scenes"]]
+    problem = next((rank["problem"] for rank in ranks if rank["problem"]), "")
     log.warning(
-        "Step %d is not finite and was skipped on all ranks (%d in a row, %d in all). Terms: %s. Scenes: %s.",
+        "Step %d %s and was skipped on all ranks (%d in a row, %d in all). %s. Scenes: %s.",
         progress.step,
+        "failed" if problem else "is not finite",
         progress.bad_in_a_row,
         progress.bad,
-        ", ".join(f"{name} {value:g}" for name, value in ranks[0]["terms"].items()),
+        problem or "Terms: " + ", ".join(f"{name} {value:g}" for name, value in ranks[0]["terms"].items()),
         ", ".join(scenes),
     )
-    tracker.record("bad_step", progress.step, {"terms": ranks[0]["terms"], "scenes": scenes})
+    values = {"terms": ranks[0]["terms"], "scenes": scenes, "problem": problem}
+    tracker.record("bad_step", progress.step, values)
 
 
 def give_up(run: Run) -> int:
     """End a run that no longer learns. Its weights are those of the last good step, and no checkpoint is written."""
+    run.saver.wait()
     newest = (find_checkpoints(run.folder) or ["none"])[-1]
     log.error(
-        "Stopped at step %d: %d steps in a row were not finite (training.max_bad_steps). The weights were not touched "
-        "by them. Last checkpoint: %s. The scenes are listed above; lower training.lr, or try training.use_amp=false.",
+        "Stopped at step %d: %d steps in a row were not finite or failed (training.max_bad_steps). The weights were not "
+        "touched by them. Last checkpoint: %s. Reasons and scenes are listed above. Against numbers that are not finite: "
+        "lower training.lr, or try training.use_amp=false. %s",
         run.progress.step,
         run.progress.bad_in_a_row,
         newest,
+        f"Against a lack of memory: {LESS_MEMORY}",
     )
     return STATUS_DIVERGED
 
 
-def score(run: Run, tracker: Tracker) -> None:
-    """Evaluate on every scene once, shared between the ranks, and record the means."""
+def score(run: Run, tracker: Tracker, request: StopRequest) -> int:
+    """Evaluate on every scene once, shared between the ranks, and record the means; the status of a request to stop."""
     loader, metrics = run.evaluation
-    result = evaluate(run.model, loader, run.config, run.runtime, metrics=metrics)
+    try:
+        with run.in_use() as model:
+            result = evaluate(model, loader, run.config, run.runtime, metrics=metrics, request=request)
+    except Interrupted as stop:
+        log.warning("The evaluation after step %d is cut short.", run.progress.step)
+        return stop.status
     floors = {name: table["mean_over_scenes"] for name, table in result["floors"].items()}
     step, headline = run.progress.step, result["headline"] | result["terms"]
     tracker.record("eval", step, {"headline": headline, "floors": floors, "counts": result["counts"]})
@@ -329,21 +315,25 @@ def score(run: Run, tracker: Tracker) -> None:
         _scores(headline),
         "; ".join(f"{name} {_scores(means)}" for name, means in floors.items()) or "none",
     )
+    return 0
 
 
 def _scores(means: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in means.items())
 
 
-def save_pictures(run: Run, batch: EasyDict) -> None:
-    """`iter_<step>/`: truth beside render of every target, the context views, and which scenes they are."""
-    training = run.config.training
-    device = run.runtime.device
+def save_pictures(run: Run, model: ViewSynthesizer, micro_batches: Sequence[EasyDict]) -> None:
+    """`iter_<step>/` of rank 0: truth beside render of every target of its last micro-batch, the context views, and
+    which scenes they are.
+    """
+    if not (run.runtime.is_main and micro_batches):
+        return
+    device, batch = run.runtime.device, micro_batches[-1]
     input, target = split_views(to_device(batch, device), batch.num_input)
-    run.model.eval()  # noise would take numbers out of the generator, and a resumed run would not draw the same ones
-    with torch.no_grad(), autocast(device, training):
-        render = run.model(input, target).render.float()  # [b, v, 3, h, w]
-    run.model.train()
+    model.eval()  # noise would take numbers out of the generator, and a resumed run would not draw the same ones
+    with torch.no_grad(), autocast(device, run.config.training):
+        render = model(input, target).render.float()  # [b, v, 3, h, w]
+    model.train()
     pairs = torch.stack([target.image, render], dim=2).flatten(1, 2)  # [b, 2 v, 3, h, w], truth before render
     uids = batch.index[:, 0, 1].tolist()
     folder = run.folder / f"iter_{run.progress.step:08d}"

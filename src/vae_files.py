@@ -6,7 +6,7 @@ weights are looked for in `checkpoints/pretrained/vae_<name>/` first; the hub ke
 
 An adapter is `<name>.safetensors` (`<layer>.lora_A`, `.lora_B`) with `<name>.json` beside it.
 
-Public: SOURCES, find_vae, load_vae, save_vae, save_adapter, read_adapter.
+Public: SOURCES, OnHub, find_vae, locate_vae, load_vae, save_vae, save_adapter, read_adapter.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError, load_weights
+from .checkpoint import CheckpointError, load_weights, require_finite
 from .config import ConfigError
-from .files import replacing, write_text
+from .files import read_json, replacing, write_text
 from .model.lora import with_adapter_names
 from .model.vae import ImageCodec
 from .sizes import explain_misfit
@@ -49,6 +50,15 @@ COMPARED = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class OnHub:
+    """Weights in a sub-folder of a repository of the Hugging Face hub; `place` is where they may be put by hand."""
+
+    repository: str
+    subfolder: str
+    place: Path
+
+
 def find_vae(source: str, name: str) -> Path:
     """The file of weights that `pretrained.vae` stands for; a hub id is fetched, or taken from the hub's cache.
 
@@ -59,6 +69,12 @@ def find_vae(source: str, name: str) -> Path:
     Raises:
         ConfigError: there is no such file, and how to get it.
     """
+    found = locate_vae(source, name)
+    return found if isinstance(found, Path) else _from_hub(found)
+
+
+def locate_vae(source: str, name: str) -> Path | OnHub:
+    """The same without fetching anything."""
     place = PLACE / f"vae_{name}" / WEIGHTS
     if not source:
         if name not in SOURCES:
@@ -66,25 +82,26 @@ def find_vae(source: str, name: str) -> Path:
                 f"pretrained.vae is empty and model.vae.name {name} is not published: name a folder with {CONFIG} and "
                 f"{WEIGHTS}, or pretrained.vae=random. `python -m scripts.train_tiny_vae` makes a small one."
             )
-        return place if place.is_file() else _from_hub(*SOURCES[name], place)
+        return place if place.is_file() else OnHub(*SOURCES[name], place)
     path = Path(source)
     if path.is_file():
         return path
     for folder in (path, path / "vae"):
         if (folder / WEIGHTS).is_file():
             return folder / WEIGHTS
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if path.exists() or path.parts[0] == PLACE.parts[0] or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise ConfigError(f"pretrained.vae: {source} holds no {WEIGHTS}.")
     subfolder = next((sub for repository, sub in SOURCES.values() if repository == source), "")
-    return _from_hub(source, subfolder, place)
+    return OnHub(source, subfolder, place)
 
 
-def _from_hub(repository: str, subfolder: str, place: Path) -> Path:
+def _from_hub(weights: OnHub) -> Path:
     # Imported here: it comes with diffusers, and no other family needs it.
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    inside = f"{subfolder}/" if subfolder else ""
+    repository, place = weights.repository, weights.place
+    inside = f"{weights.subfolder}/" if weights.subfolder else ""
     try:
         hf_hub_download(repository, f"{inside}{CONFIG}")
         return Path(hf_hub_download(repository, f"{inside}{WEIGHTS}"))
@@ -113,6 +130,7 @@ def load_vae(codec: ImageCodec, source: str) -> Path:
         raise CheckpointError(
             f"{misfit} Is it the autoencoder that model.vae.name {codec.settings.name} describes?"
         )
+    require_finite(state, path)
     codec.vae.load_state_dict(state)
     log.info("loaded %d tensors of the autoencoder from %s", len(state), path)
     return path
@@ -123,7 +141,7 @@ def _check_description(codec: ImageCodec, path: Path) -> None:
     if not path.is_file():
         return
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path)
         theirs = {name: given[name] for name in COMPARED if name in given}
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path} is not readable as JSON ({error}).") from error
@@ -173,6 +191,6 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{described}: no such file; an adapter is a .safetensors with a .json beside it."
         )
     try:
-        return load_weights(path), dict(json.loads(described.read_text(encoding="utf-8")))
+        return load_weights(path), dict(read_json(described))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{described} is not readable as JSON ({error}).") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .checkpoint import CheckpointError, clean_names, load_weights
+from .checkpoint import CheckpointError, clean_names, load_weights, require_finite
 from .model.base import ViewSynthesizer
 from .model.lvsm_pytorch.translation import as_shared_blocks
 
@@ -56,7 +56,7 @@ def start_from(model: ViewSynthesizer, path: str | Path) -> StartReport:
         path: anything that `load_weights` reads.
 
     Raises:
-        CheckpointError: the file cannot be read, or not a single matrix fits.
+        CheckpointError: the file cannot be read, not a single matrix fits, or what fits is not finite.
     """
     state, _ = clean_names(load_weights(path), str(path))
     own = model.state_dict()
@@ -67,6 +67,7 @@ def start_from(model: ViewSynthesizer, path: str | Path) -> StartReport:
             f"training.init_from {path}: none of its {len(state)} tensors fits this model by name and shape. It has "
             f"{_some(sorted(state))}; the model has {_some(sorted(own))}. Set the same sizes in model, or leave it empty."
         )
+    require_finite(taken, path)
     model.load_state_dict({**own, **taken})
     report = StartReport(
         source=str(path),

@@ -18,6 +18,7 @@ import shutil
 import socket
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 2**20
 DRIVE = "gdrive:"
+ONLY_CKPT = "only-ckpt:"
 
 
 class DownloadError(ValueError):
@@ -44,7 +46,8 @@ class Refused(Exception):
 class Download:
     """One published file.
 
-    urls: addresses in the order in which they are tried; `gdrive:ID` is a file on Google Drive.
+    urls: addresses in the order in which they are tried; `gdrive:ID` is a file on Google Drive, `only-ckpt:REPOSITORY` the
+        one .ckpt of a repository on Hugging Face.
     place: where the file goes, relative to the folder of weights, or of indices if it lies in `indices/`.
     used_by: the configs or the part that need it.
     sha256: first digits of its sha256; empty if none was published.
@@ -102,10 +105,16 @@ TABLE: dict[str, Download] = (
         "efficient_lvsm_512": _hugging_face(
             "Ayakaee/efficient-lvsm", "efficient_lvsm_res512.pt", "eval/efficient_lvsm_512"
         ),
+        "mvldm": Download((f"{ONLY_CKPT}asimbluemoon/mvldm-1.0",), "published/mvldm.ckpt", "mvldm"),
         "dinov2": Download(
             ("https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth",),
             "pretrained/dinov2_vitb14_reg4_pretrain.pth",
             "training of uplvsm_*, ptlvsm_*",
+        ),
+        "dinov2_teacher": Download(
+            ("https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",),
+            "pretrained/dinov2_vitb14_pretrain.pth",
+            "training of efficient_lvsm_* with alignment",
         ),
         "vgg19": Download(
             ("https://www.vlfeat.org/matconvnet/models/imagenet-vgg-verydeep-19.mat",),
@@ -117,6 +126,15 @@ TABLE: dict[str, Download] = (
             "pretrained/vgg16-397923af.pth",
             "LPIPS",
             "397923af",
+        ),
+        "inception_fid": Download(
+            (
+                "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+                "weights-inception-2015-12-05-6726825d.pth",
+            ),
+            "pretrained/weights-inception-2015-12-05-6726825d.pth",
+            "FID and KID",
+            "6726825d",
         ),
         "re10k_index": _index(
             "evaluation_index_re10k.json",
@@ -132,6 +150,12 @@ TABLE: dict[str, Download] = (
         ),
         "acid_index": _index(
             "evaluation_index_acid.json", "7a08cf5c612b60b4", _PIXELSPLAT, "assets/evaluation_index_acid.json"
+        ),
+        "mvldm_video_index": _index(
+            "mvldm_re10k_video.json",
+            "53c1a15a852e86dd",
+            "mohammadasim98/mv-ldm",
+            "assets/evaluation_index/re10k_video.json",
         ),
         "extrapolation_index": _index(
             "extrapolation.json", "f5ef161c4a099841", _LESS3DEPEND, "assets/extrapolation.json"
@@ -221,6 +245,8 @@ def fetch(
             if url.startswith(DRIVE):
                 _from_drive(url.removeprefix(DRIVE), part)
             else:
+                if url.startswith(ONLY_CKPT):
+                    url = _only_checkpoint(url.removeprefix(ONLY_CKPT), timeout_s)
                 stream(url, part, attempts=attempts, pause_s=pause_s, timeout_s=timeout_s)
             break
         except (Refused, OSError, http.client.HTTPException) as error:
@@ -359,6 +385,25 @@ def asking(url: str, token: str = "") -> urllib.request.Request:
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     return request
+
+
+def _only_checkpoint(repository: str, timeout_s: float) -> str:
+    """Address of the only .ckpt in a repository of Hugging Face, whose name is not known beforehand.
+
+    Raises:
+        Refused: there is none, or several.
+    """
+    listing = asking(f"https://huggingface.co/api/models/{repository}")
+    with urllib.request.urlopen(listing, timeout=timeout_s) as answer:
+        content = answer.read()
+    try:
+        files = [str(entry["rfilename"]) for entry in json.loads(content)["siblings"]]
+    except (ValueError, LookupError, TypeError) as error:
+        raise Refused(f"no list of the files of {repository}: {error}") from error
+    found = [name for name in files if name.endswith(".ckpt")]
+    if len(found) != 1:
+        raise Refused(f"{repository} holds {len(found)} .ckpt files, expected one: {', '.join(files)}")
+    return f"https://huggingface.co/{repository}/resolve/main/{urllib.parse.quote(found[0])}"
 
 
 def _from_drive(file_id: str, part: Path) -> None:

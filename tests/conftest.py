@@ -5,8 +5,10 @@ Fixtures: repo_root, shared, cli_env.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,17 @@ def deterministic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     torch.manual_seed(SEED)
     np.random.seed(SEED)
     random.seed(SEED)
+
+
+@pytest.fixture(autouse=True)
+def logging_left_alone() -> Iterator[None]:
+    """Programs set up logging for their process; pytest's own handlers come back."""
+    root, ours = logging.getLogger(), logging.getLogger("src")
+    before = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])  # which also forgets what loggers remember of levels
+    ours.setLevel(before[2])
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import torch
 
-from src.settings import Inference, RunConfig, Training, ViewSelector
+from src.settings import Inference, RunConfig, Training
+from src.settings_views import ViewSelector
 
 
 def picture(width: int, height: int, seed: int, extension: str = ".jpg", channels: int = 3) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from tiny_run import losses, write_config, write_scenes
 
 from scripts import encode_latents, lora
 from src import inference_fast, train
@@ -20,7 +21,6 @@ from src.model import family_config
 from src.model.vae import ImageCodec, Vae
 from src.settings import load_config
 from src.vae_files import save_vae
-from tests.tiny_run import losses, write_config, write_scenes
 
 CLASS = "src.model.lvsm_latent.LVSM"
 SMALL = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}

@@ -42,7 +42,6 @@ def config_of(data: Path, run: Path, *overrides: str) -> RunConfig:
         f"inference.view_idx_file_path={data / 'evaluation_index.json'}",
     ]
     settings = [
-        f"training.train_steps={STEPS}",
         "training.num_workers=0",
         "training.vis_every=0",
         "training.eval_every=0",
@@ -71,26 +70,41 @@ def with_inputs(data: Path, number: int, path: Path) -> Path:
     return path
 
 
+def race(data: Path, folder: Path, steps: int, *overrides: str) -> tuple[dict[str, dict], float]:
+    """Reports of both masks after trainings of equal counted work, `steps` with the one-way mask; and the ratio of a step's
+    work, full mask over one-way.
+    """
+    runtime, reports = start(0), {}
+    words = [f"training.train_steps={steps}", *overrides]
+    one_way = config_of(data, folder / "one_way", *words)
+    full = config_of(data, folder / "full", "model.mask=full", *words)
+    ratio = step_cost(full).flops / step_cost(one_way).flops
+    full = replace(full, training=replace(full.training, train_steps=round(steps / ratio)))
+    for mask, config in (("one_way", one_way), ("full", full)):
+        assert train(config, runtime) == 0
+        reports[mask] = scores(config, runtime)
+    return reports, ratio
+
+
+def psnr(report: dict) -> float:
+    return report["headline"]["psnr"]
+
+
+def test_a_short_training_shows_what_the_one_way_mask_saves(data: Path, tmp_path: Path) -> None:
+    """Measured with seeds 1, 2, 3: +0.53, +1.07, +0.77 dB."""
+    reports, ratio = race(data, tmp_path, 60, "training.warmup=20", "training.seed=1")
+    assert 1.8 < ratio < 2.6
+    assert psnr(reports["one_way"]) >= psnr(reports["full"]) + 0.3
+
+
 @pytest.mark.slow
 def test_the_one_way_mask_pays_at_equal_work_and_inputs_help(data: Path, tmp_path: Path) -> None:
-    runtime = start(0)
-    psnr = {}
-    for mask in ("one_way", "full"):
-        config = config_of(data, tmp_path / mask, f"model.mask={mask}")
-        if mask == "full":
-            ratio = step_cost(config).flops / step_cost(config_of(data, tmp_path / "one_way")).flops
-            assert ratio > 1.8
-            config = replace(config, training=replace(config.training, train_steps=round(STEPS / ratio)))
-        assert train(config, runtime) == 0
-        report = scores(config, runtime)
-        psnr[mask] = report["headline"]["psnr"]
-    assert psnr["one_way"] >= psnr["full"] + 0.3
-    mean_of_inputs = report["floors"]["mean_of_inputs"]["mean_over_scenes"]["psnr"]
-    assert psnr["one_way"] >= mean_of_inputs + 2
+    reports, _ = race(data, tmp_path, STEPS)
+    assert psnr(reports["one_way"]) >= psnr(reports["full"]) + 0.3
+    mean_of_inputs = reports["one_way"]["floors"]["mean_of_inputs"]["mean_over_scenes"]["psnr"]
+    assert psnr(reports["one_way"]) >= mean_of_inputs + 2
     config = config_of(data, tmp_path / "one_way")
-    more = [
-        scores(config, runtime, with_inputs(data, n, tmp_path / f"{n}.json"))["headline"]["psnr"]
-        for n in (1, 2, 4)
-    ]
-    print(psnr, mean_of_inputs, more)
-    assert more[2] >= more[0] + 0.3
+    one, _, four = (
+        psnr(scores(config, start(0), with_inputs(data, n, tmp_path / f"{n}.json"))) for n in (1, 2, 4)
+    )
+    assert four >= one + 0.3

@@ -131,12 +131,6 @@ def test_a_bad_step_changes_nothing_but_clears_the_gradients(
     assert torch.equal(parameter.detach(), torch.zeros(2))
 
 
-def test_a_number_travels_to_the_host_along_with_the_norm() -> None:
-    parameter, optimizer = ready(torch.tensor([0.3, 0.4]))
-    outcome = clip_or_skip([parameter], optimizer, TRUE, settings(), torch.tensor(15, dtype=torch.int32))
-    assert (outcome.stepped, outcome.along) == (True, 15.0)
-
-
 def test_a_step_after_a_bad_one_is_not_poisoned() -> None:
     parameter, optimizer = ready(torch.tensor([float("nan"), 1.0]))
     clip_or_skip([parameter], optimizer, TRUE, settings())

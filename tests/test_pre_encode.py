@@ -8,15 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_run import tiny_config, write_config, write_scenes
 
 from src.config import ConfigError
-from src.data.dataset import SceneDataset, ViewSettings
+from src.data.dataset import SceneDataset
 from src.data.latents import LatentStore, Meta, open_store
 from src.data.scene import SceneError
+from src.data.view_settings import ViewSettings
 from src.model.vae import ImageCodec, Vae
 from src.pre_encode import encode_dataset, open_codec
 from src.runtime import Runtime
-from tests.tiny_run import tiny_config, write_config, write_scenes
 
 SMALL = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
-import signal
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +13,6 @@ import torch
 from src.config import ConfigError
 from src.runtime import (
     Runtime,
-    StopRequest,
     all_gather_objects,
     autocast,
     broadcast_object,
@@ -85,7 +82,7 @@ def eight_gpus(monkeypatch) -> list[tuple]:
 def test_a_process_takes_its_own_gpu_before_nccl_connects_on_it(eight_gpus) -> None:
     own = torch.device("cuda", 3)
     assert start() == Runtime(own, rank=11, world=16, local_rank=3)
-    assert eight_gpus == [("set_device", own), ("nccl", own)]
+    assert eight_gpus == [("set_device", own), ("cpu:gloo,cuda:nccl", own)]
 
 
 def test_more_processes_than_gpus_are_refused_before_they_meet(eight_gpus, monkeypatch) -> None:
@@ -184,18 +181,6 @@ def test_the_first_rank_speaks_and_the_others_report_errors_only(is_main: bool, 
     ours.setLevel(before[1])
     lines = [line[len("12:34:56 ") :] for line in capsys.readouterr().err.splitlines()]
     assert lines == (["step 1", "ERROR: broken"] if is_main else ["[rank 3] ERROR: broken"])
-
-
-def test_a_signal_is_noted_and_the_handlers_are_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with StopRequest() as request:
-        assert request.signal == 0
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert request.signal == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            signal.pause()
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_memory_is_counted_in_gib() -> None:

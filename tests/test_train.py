@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import signal
@@ -26,22 +25,13 @@ from src.model import build_model
 from src.model.lvsm_decoder_only import LVSMDecoderOnly
 from src.optim import build_optimizer
 from src.runtime import Runtime, grad_scaler
-from src.train import main, train_step
+from src.step import train_step
+from src.train import main
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def logging_left_alone():
-    """`main` sets up logging for its process; the tests' own handlers come back."""
-    root, ours = logging.getLogger(), logging.getLogger("src")
-    before = root.handlers[:], root.level, ours.level
-    yield
-    root.handlers[:], root.level, ours.level = before
-    ours.setLevel(before[2])
 
 
 @pytest.fixture
@@ -337,7 +327,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_and_leave_its_checkpoints_alon
     spoil({3, 5, 6, 7})
     status, run = train(train_steps=20, max_bad_steps=3, checkpoint_every=4, keep_checkpoints=0)
     assert status == 3
-    assert "3 steps in a row were not finite" in capsys.readouterr().err
+    assert "3 steps in a row were not finite or failed" in capsys.readouterr().err
     assert steps(run) == [4]
     assert [entry["step"] for entry in records(run, "bad_step")] == [3, 5, 6, 7]
 
@@ -364,16 +354,46 @@ def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_from_there(train, spoil
     assert_same_run(straight, run)
 
 
-def test_a_process_that_fails_does_not_wait_for_the_others_to_leave(train, spoil, monkeypatch) -> None:
+def test_a_failed_forward_pass_costs_its_step_and_nothing_else(train, spoil, capsys) -> None:
+    def fail() -> None:
+        raise RuntimeError("out of memory\nand more")
+
+    spoil({3}, fail)
+    status, run = train(checkpoint_every=1, keep_checkpoints=0)
+    assert status == 0
+    before, after = (load_weights(run / f"ckpt_{step:016d}") for step in (2, 3))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    (bad,) = records(run, "bad_step")
+    assert bad["problem"] == "RuntimeError: out of memory" and len(bad["scenes"]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" in told and "Step 3 failed and was skipped on all ranks (1 in a row, 1 in all)" in told
+
+
+def test_gradients_of_a_step_that_failed_midway_are_gone(train, spoil) -> None:
+    """Its first micro-batch went through: nothing of it may reach the next update."""
+
+    def fail() -> None:
+        raise ValueError("a bad batch")
+
+    spoil({6}, fail)  # the second micro-batch of step 3
+    settings = {"batch_size_per_gpu": 1, "grad_accum_steps": 2, "checkpoint_every": 1, "keep_checkpoints": 0}
+    _, run = train("failed", **settings)
+    spoil({6})  # NaN in its place
+    _, skipped = train("skipped", **settings)
+    assert [entry["step"] for entry in records(run, "bad_step")] == [3]
+    assert_same_run(run, skipped)
+
+
+def test_a_process_that_cannot_go_on_does_not_wait_for_the_others_to_leave(train, spoil, monkeypatch) -> None:
     """Leaving nccl's group waits for ranks that wait for this one."""
     left: list[bool] = []
     monkeypatch.setattr("src.train.stop", lambda: left.append(True))
 
     def fail() -> None:
-        raise RuntimeError("out of memory")
+        raise torch.AcceleratorError("an illegal memory access")
 
     spoil({2}, fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
         train()
     assert not left
     spoil(set())

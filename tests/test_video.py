@@ -50,7 +50,7 @@ def test_settings_reach_the_path() -> None:
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"traj_type": "spiral"}, "traj_type spiral is unknown. Known: interpolate, pivot"),
+        ({"traj_type": "corkscrew"}, "traj_type corkscrew is unknown. Known: interpolate, pivot"),
         ({"traj_type": "turntable", "loop_video": True}, "loop_video means nothing for traj_type turntable"),
         ({"traj_type": "wobble", "order_poses": True}, "order_poses means nothing for traj_type wobble"),
         ({"spin": {"radius": 3}}, "spin is set, but traj_type is interpolate"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scripts import download_weights
+from src import weights
 from src.weights import TABLE, Download, DownloadError, fetch, place_of
 
 CONTENT = bytes(range(256)) * 5000
@@ -165,9 +167,29 @@ def test_the_next_address_is_tried(server: Server, tmp_path: Path) -> None:
     assert fetch("file", item, tmp_path / "file.pt", lock, attempts=1, pause_s=0.0) == SHA256
 
 
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [
+        ({"siblings": [{"rfilename": "README.md"}, {"rfilename": "a b/model.ckpt"}]}, ""),
+        ({"siblings": [{"rfilename": "a.ckpt"}, {"rfilename": "b.ckpt"}]}, "2 .ckpt files"),
+        ({"error": "not found"}, "no list of the files"),
+    ],
+)
+def test_the_only_checkpoint_of_a_repository_is_found_by_its_suffix(listing, message, monkeypatch) -> None:
+    answer = io.BytesIO(json.dumps(listing).encode())
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: answer)
+    if message:
+        with pytest.raises(weights.Refused, match=message):
+            weights._only_checkpoint("some/where", 1.0)
+    else:
+        assert weights._only_checkpoint("some/where", 1.0).endswith(
+            "some/where/resolve/main/a%20b/model.ckpt"
+        )
+
+
 def test_published_evaluation_indices_have_the_digests_of_the_table(shared: Path) -> None:
     indices = {name: item for name, item in TABLE.items() if item.place.startswith("indices/")}
-    assert len(indices) == 14
+    assert len(indices) == 15
     for item in indices.values():
         content = (shared / "published" / item.place).read_bytes()
         assert hashlib.sha256(content).hexdigest().startswith(item.sha256)

@@ -23,13 +23,13 @@ from src.settings import RunConfig, load_config
 WIDTH, HEIGHT = 20, 16
 
 
-def _picture(scene: int, frame: int) -> Tensor:
-    """JPEG bytes of a smooth coloured pattern that moves from frame to frame. uint8 [n]"""
+def _picture(scene: int, frame: int, form: str) -> Tensor:
+    """File of a smooth coloured pattern that moves from frame to frame. uint8 [n]"""
     y, x = np.mgrid[:HEIGHT, :WIDTH] / HEIGHT
     waves = [np.sin(4 * x + 2 * scene + k + 0.3 * frame) * np.cos(3 * y * (k + 1) + scene) for k in range(3)]
     pixels = np.uint8(127.5 + 120 * np.stack(waves, axis=2))
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=95)
+    Image.fromarray(pixels).save(file, form, quality=95)
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
 
@@ -38,15 +38,18 @@ def _camera(frame: int) -> list[float]:
     return [0.9, 1.1, 0.5, 0.5, 0, 0, 1, 0, 0, -0.1 * frame, 0, 1, 0, 0.02 * frame, 0, 0, 1, 0.05 * frame]
 
 
-def write_scenes(root: Path, num_scenes: int = 6, num_frames: int = 6) -> Path:
-    """`root/train/` with one chunk, and `root/index.json`: three targets per scene. Returns `root/train`."""
+def write_scenes(root: Path, num_scenes: int = 6, num_frames: int = 6, form: str = "JPEG") -> Path:
+    """`root/train/` with one chunk, and `root/index.json`: three targets per scene. Returns `root/train`.
+
+    form: of the pictures, JPEG or PNG, which every library decodes alike.
+    """
     scenes = [
         {
             "url": "",
             "timestamps": torch.arange(num_frames),
             "cameras": torch.tensor([_camera(frame) for frame in range(num_frames)]),
             "key": f"scene{scene}",
-            "images": [_picture(scene, frame) for frame in range(num_frames)],
+            "images": [_picture(scene, frame, form) for frame in range(num_frames)],
         }
         for scene in range(num_scenes)
     ]

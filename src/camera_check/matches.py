@@ -14,8 +14,8 @@ import numpy as np
 
 RATIO = 0.75
 """Largest ratio of the distances to the nearest and the second nearest descriptor (Lowe 2004 has 0.8)."""
-LARGEST_SIDE = 1600
-"""Larger pictures are searched in a smaller copy: SIFT's time grows with the area."""
+LARGEST_SIDE, SMALLEST_SIDE = 1600, 8
+"""Larger pictures are searched in a smaller copy, as SIFT's time grows with the area; smaller ones have no features."""
 MOST_FEATURES = 4000
 EPIPOLAR_PX = 1.0
 """Within so many pixels of the searched copy a pair fits the robust epipolar geometry."""
@@ -38,6 +38,8 @@ def features(image: np.ndarray) -> Features:
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = min(1.0, LARGEST_SIDE / max(grey.shape))
+    if min(grey.shape) * scale < SMALLEST_SIDE:
+        return Features(np.zeros((0, 2)), np.zeros((0, 128), np.float32))
     if scale < 1:
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     found, descriptors = cv2.SIFT_create(nfeatures=MOST_FEATURES).detectAndCompute(grey, None)

@@ -3,7 +3,7 @@
 A `Batch` is an EasyDict: `image` uint8 [b, v, 3, h, w] (float32 in [0, 1] once on the device), `c2w` float32
 [b, v, 4, 4], `fxfycxcy` float32 [b, v, 4] pixels, `camera_scale` float32 [b] = a length between these cameras per
 length between those of the data set, `index` int64 [b, v, 2] = (frame, position of the scene in its
-list), `scene_name` list of b str, `target_idx` int64 [b, v_t] = columns of the target views, `num_input` int: the
+list), `scene_name` list of b str, `draws` list of b int = seeds of whatever a model draws for a sample, `target_idx` int64 [b, v_t] = columns of the target views, `num_input` int: the
 first so many columns are the context; with `training.vae_latents` also `vae_latents` [b, v, 2, c, h', w'] = mean and
 deviation of an image codec's latents.
 
@@ -39,6 +39,8 @@ def collate(samples: list[dict[str, Any]], num_input: int) -> dict[str, Any]:
         )
     names = [*TENSORS, *(["vae_latents"] if "vae_latents" in samples[0] else [])]
     fields: dict[str, Any] = {name: torch.stack([sample[name] for sample in samples]) for name in names}
+    if all("draw" in sample for sample in samples):
+        fields["draws"] = [sample["draw"] for sample in samples]
     return {**fields, "scene_name": [sample["scene_name"] for sample in samples], "num_input": num_input}
 
 
@@ -61,6 +63,6 @@ def split_views(batch: Batch, num_input: int) -> tuple[Views, Views]:
     def views(columns: tuple) -> Views:
         cameras = Cameras(batch.c2w[columns], batch.fxfycxcy[columns], height, width)
         posterior = batch.vae_latents[columns] if "vae_latents" in batch else None
-        return Views(batch.image[columns], cameras, posterior)
+        return Views(batch.image[columns], cameras, posterior, batch.get("draws"))
 
     return views((slice(None), slice(num_input))), views((rows, batch.target_idx))

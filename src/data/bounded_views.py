@@ -12,6 +12,7 @@ Public: Chosen, choose_bounded, choose_gap, farthest_points, warmed, context_cou
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +101,8 @@ def choose_bounded(
         start = selector.initial_max_distance_to_context_views
         margin = warmed(start, margin, step, selector.target_gap_warm_up_steps)
     around = range(max(0, left - margin), min(scene.num_frames, right + margin + 1))
+    if inset := selector.min_distance_to_context_views:
+        around = [frame for frame in around if min(abs(frame - left), abs(frame - right)) >= inset]
     target = list(around) if whole else _targets(around, num_targets, selector, rng)
     context = _context(scene, left, right, num_context, selector, rng)
     return context and Chosen(context, target)
@@ -127,7 +130,9 @@ def _window(num_frames: int, low: int, high: int, rng: random.Random, whole: boo
     return (0, gap) if whole else (left, left + gap)
 
 
-def _targets(around: range, num_targets: int, selector: ViewSelector, rng: random.Random) -> list[int]:
+def _targets(
+    around: Sequence[int], num_targets: int, selector: ViewSelector, rng: random.Random
+) -> list[int]:
     if selector.target_views_replace_sample:
         return rng.choices(around, k=num_targets)
     return rng.sample(around, min(num_targets, len(around)))

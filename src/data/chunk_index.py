@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ..config import ConfigError
 from ..files import exclusive, writable, write_bytes
+from ..torch_files import is_zip
 from . import packed
 from .chunks import (
     ChunkError,
@@ -32,7 +33,6 @@ from .chunks import (
     find_chunks,
     first_storage_offset,
     frame_camera,
-    is_zip,
     open_chunk,
     raw_scenes,
     unpacked,

@@ -9,20 +9,19 @@ Public: ChunkError, RawScene, find_chunks, stage_folders, open_chunk, unpacked, 
 
 from __future__ import annotations
 
-import re
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import ConfigError
+from ..torch_files import TorchFileError, read_torch_file
 from . import packed
 from .scene import SceneError
 
@@ -81,12 +80,6 @@ def _chunks_in(folder: Path) -> list[Path]:
     return sorted(file for file in files if not file.name.startswith("."))  # hidden: still being written
 
 
-def is_zip(path: Path) -> bool:
-    """Whether a chunk has torch's present zip layout, which alone can be read at random places."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
 def open_chunk(path: Path) -> list:
     """The list of scene dicts in a chunk, its tensors mapped from the file where its layout allows.
 
@@ -95,8 +88,8 @@ def open_chunk(path: Path) -> list:
     """
     if path.suffix == packed.SUFFIX:
         with unpacked(path) as plain:
-            return _load(plain, path, mmap=False)
-    return _load(path, path, mmap=is_zip(path))
+            return _load(plain, path)
+    return _load(path, path)
 
 
 @contextmanager
@@ -111,25 +104,15 @@ def unpacked(path: Path) -> Iterator[Path]:
         yield plain
 
 
-def _load(file: Path, path: Path, mmap: bool) -> list:
+def _load(file: Path, path: Path) -> list:
     """The list in `file`, which is called `path` in messages."""
     try:
-        chunk = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a damaged file can break the unpickler in any way
-        raise ChunkError(f"{path} {_load_problem(error)}") from error
+        chunk = read_torch_file(file)
+    except TorchFileError as error:
+        raise ChunkError(f"{path} {error}: copy or download it again") from error
     if not isinstance(chunk, list):
         raise ChunkError(f"{path} holds a {type(chunk).__name__}, not a list of scenes")
     return chunk
-
-
-def _load_problem(error: Exception) -> str:
-    """What a failed `torch.load` means, one line."""
-    if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"is refused: it holds {foreign[1]}, and opening such a pickle can run code"
-    if isinstance(error, EOFError | UnpicklingError) or "zip archive" in str(error):
-        return "is damaged or cut short: copy or download it again"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"cannot be read: {reason[:160]}"
 
 
 def raw_scenes(chunk: list) -> Iterator[RawScene | SceneError]:

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import ConfigError
-from ..files import exclusive, write_bytes
+from ..files import exclusive, read_json, write_bytes
 from .chunks import ChunkError, RawScene, find_chunks, frame_camera, open_chunk, raw_scenes
 from .parallel import parallel_map, stopping
 from .scene import SceneError, camera_problem
@@ -200,7 +200,7 @@ def write_scene(
     report: Report,
     about: dict | None = None,
 ) -> str:
-    """Write one scene, whole or not at all; what was there of it is replaced.
+    """Write one scene, whole or not at all; what was there of it is replaced once the new one is complete.
 
     Args:
         write_frame: (frame number, folder of pictures) -> its entry in the metadata; called for each frame in turn.
@@ -212,14 +212,14 @@ def write_scene(
     """
     metadata, images = target / "metadata" / f"{key}.json", target / "images" / key
     partial_images = images.with_name(f".{key}.partial")
-    metadata.unlink(missing_ok=True)
-    shutil.rmtree(images, ignore_errors=True)
     partial_images.mkdir()
     frames = [write_frame(number, partial_images) for number in range(num_frames)]
     if all("missing" in frame for frame in frames):
         shutil.rmtree(partial_images)
         return f"none of its {len(frames)} frames can be used; first: {frames[0]['reason']}"
     report.bad_frames += missing_frames(key, frames)
+    metadata.unlink(missing_ok=True)
+    shutil.rmtree(images, ignore_errors=True)
     os.replace(partial_images, images)
     content = {"scene_name": key, **(about or {}), "frames": frames}
     write_bytes(metadata, json.dumps(content, indent=4).encode(), sync=True)
@@ -278,11 +278,11 @@ def _finished_frames(options: Options, scene: RawScene) -> list[dict] | None:
     """
     metadata = options.target / "metadata" / f"{scene.key}.json"
     try:
-        frames = json.loads(metadata.read_bytes())["frames"]
+        frames = read_json(metadata)["frames"]
         sizes = {file.name: file.stat().st_size for file in os.scandir(options.target / "images" / scene.key)}
         checks: Callable[[int], bool] = partial(_frame_is_whole, options, scene, frames, sizes)
         return frames if len(frames) == len(scene.images) and all(map(checks, range(len(frames)))) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged file holds
         return None
 
 

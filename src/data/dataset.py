@@ -3,13 +3,12 @@
 Every random choice comes from the generator that is passed in. Scenes that are too short or damaged are replaced by
 others, deterministically, and each replacement is reported with the sample.
 
-Public: SceneDataset, ViewSettings, open_scenes.
+Public: SceneDataset, open_scenes.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,16 @@ import torch
 
 from ..config import ConfigError
 from ..geometry.frames import POSE_FRAMES
-from ..settings import RunConfig
-from ..settings_views import EVERY_FRAME, OWN_TARGETS, ViewSelector
+from ..settings_views import EVERY_FRAME, OWN_TARGETS
 from .chunk_index import ChunkScenes
 from .latents import open_store
 from .meta import expected_shape
 from .objects import ObjectScenes
-from .overlap import fields_of_view_deg
 from .scene import FrameError, ListedScenes, Scene, SceneError, Scenes
-from .transforms import cover_and_crop, decode_pixels, invert_pose, mirror, over_white, resize_and_crop
+from .transforms import mirror, resize_and_crop
+from .view_reader import Resize, ViewReader
 from .view_sampler import Wanted, view_sampler
-
-Resize = Callable[[np.ndarray, np.ndarray, int, int, bool], tuple[np.ndarray, np.ndarray]]
+from .view_settings import ViewSettings
 
 DRAWS_PER_SCENE = 4
 """Choices of views that may meet a damaged frame before the scene is replaced."""
@@ -57,48 +54,15 @@ def open_scenes(path: str) -> Scenes:
     return ChunkScenes(Path(path)) if Path(path).is_dir() else ListedScenes(Path(path))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ViewSettings:
-    """What of a run's settings shapes a sample; names as in `settings.Training` and `model.image_tokenizer`."""
+@dataclass(frozen=True)
+class Change:
+    """Of all pictures and cameras of a sample: mirrored; the middle enlarged `zoom` times, at least 1."""
 
-    image_size: int
-    patch_size: int
-    square_crop: bool
-    image_shape: list[int]
-    pose_frame: str
-    scene_scale_factor: float
-    pose_norm: str
-    num_views: int
-    num_target_views: int
-    target_has_input: bool
-    view_sampler: str
-    view_selector: ViewSelector
-    sort_context_index: bool
-    sort_target_index: bool
-    max_fov: float
-    skip_bad_shape: bool
-    augment: bool
-    make_baseline_1: bool
-    keep_principal_point: bool
-    vae_latents: str
+    mirrored: bool
+    zoom: float
 
-    @classmethod
-    def of(cls, config: RunConfig, *, latents: bool = False) -> ViewSettings:
-        """Collect them from a run's config; ConfigError if pictures could not be cut into patches.
 
-        latents: samples carry the latents of `training.vae_latents`, which training alone reads.
-        """
-        training, tokenizer = config.training, config.model.image_tokenizer
-        names = [name for name in cls.__dataclass_fields__ if name not in ("image_size", "patch_size")]
-        values = {name: getattr(training, name) for name in names}
-        if any(side % tokenizer.patch_size for side in training.image_shape):
-            raise ConfigError(
-                f"training.image_shape is {training.image_shape}: expected multiples of the model's patch size "
-                f"{tokenizer.patch_size}."
-            )
-        if not latents:
-            values["vae_latents"] = ""
-        return cls(image_size=tokenizer.image_size, patch_size=tokenizer.patch_size, **values)
+UNCHANGED = Change(mirrored=False, zoom=1.0)
 
 
 class SceneDataset:
@@ -113,11 +77,11 @@ class SceneDataset:
 
     def __init__(self, path: str, settings: ViewSettings, resize: Resize = resize_and_crop) -> None:
         """path: a `full_list.txt` or a folder of `.torch` chunks. resize: with the arguments of `resize_and_crop`."""
-        self.path, self.settings, self.resize = path, settings, resize
+        self.path, self.settings = path, settings
         self.scenes = open_scenes(path)
         self.choose_views = view_sampler(settings.view_sampler)
         self.latents = open_store(path, settings.vae_latents, settings)
-        self.expected_shape = expected_shape(path) if settings.skip_bad_shape else None
+        self.read = ViewReader(settings, resize, expected_shape(path) if settings.skip_bad_shape else None)
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -173,13 +137,19 @@ class SceneDataset:
                 )
             if self.settings.view_sampler in EVERY_FRAME:
                 num_input = len(frames)
-            mirrored = self.settings.augment and rng.random() < 0.5
+            change = self._change(rng)
             try:
-                return self._views(scene, position, self._sorted(frames, num_input), num_input, mirrored)
+                return self._views(scene, position, self._sorted(frames, num_input), num_input, change)
             except FrameError:
                 if draw == DRAWS_PER_SCENE - 1:
                     raise
         raise AssertionError("unreachable")
+
+    def _change(self, rng: random.Random) -> Change:
+        """What is done to all pictures of a training sample; settings that are off draw no numbers."""
+        s = self.settings
+        mirrored = s.augment and rng.random() < 0.5
+        return Change(mirrored, s.zoom_max ** rng.random() if s.zoom_max > 1 else 1.0)
 
     def _num_views(self, num_input: int) -> int:
         """Views of a sample with so many context views."""
@@ -193,12 +163,15 @@ class SceneDataset:
         return [*context, *(sorted(others) if self.settings.sort_target_index else others)]
 
     def _targets(self, num_input: int, rng: random.Random) -> list[int]:
-        """Columns to render: any of the views, context included (published by LVSM), or the last ones."""
+        """Columns to render: any of the views, context included (published by LVSM: always), or the last ones."""
         views, targets = self._num_views(num_input), self.settings.num_target_views
         if self.settings.view_sampler in EVERY_FRAME:
             return list(range(num_input))
+        share = self.settings.target_has_input_share
         if self.settings.target_has_input and self.settings.view_sampler not in OWN_TARGETS:
-            return rng.sample(range(views), targets)
+            if share >= 1 or rng.random() < share:
+                return rng.sample(range(views), targets)
+            return rng.sample(range(num_input, views), targets)
         return list(range(views - targets, views))
 
     def evaluation_sample(
@@ -215,12 +188,15 @@ class SceneDataset:
         return sample
 
     def _views(
-        self, scene: Scene, position: int, frames: list[int], num_input: int, mirrored: bool = False
+        self, scene: Scene, position: int, frames: list[int], num_input: int, change: Change = UNCHANGED
     ) -> dict[str, Any]:
         if not scene.posed:
             raise SceneError("its photos have no poses: import them with process_data.py --poses colmap")
-        views = [self._view(scene, frame, check_scene=place == 0) for place, frame in enumerate(frames)]
-        if mirrored:
+        views = [
+            self.read(scene, frame, check_scene=place == 0, zoom=change.zoom)
+            for place, frame in enumerate(frames)
+        ]
+        if change.mirrored:
             views = [(*mirror(image, fxfycxcy, c2w), small) for image, fxfycxcy, c2w, small in views]
         images, intrinsics, c2w, small = zip(*views)
         if len({image.shape for image in images}) > 1:
@@ -248,45 +224,7 @@ class SceneDataset:
 
     def picture(self, scene: Scene, frame: int) -> np.ndarray:
         """One frame as samples show it, uint8 [h, w, 3]; raises FrameError if it cannot be used."""
-        return self._view(scene, frame)[0]
-
-    def _view(
-        self, scene: Scene, frame: int, check_scene: bool = False
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-        """Picture uint8 [h, w, 3], intrinsics [4], c2w [4, 4], and whether the picture had to be enlarged."""
-        if reason := scene.missing(frame):
-            raise FrameError(f"frame {frame}: {reason}")
-        fxfycxcy, w2c = scene.camera(frame)
-        try:
-            image = decode_pixels(scene.encoded(frame))
-        except ValueError as error:
-            raise FrameError(f"frame {frame}: {error}") from error
-        height, width = image.shape[:2]
-        if self.expected_shape and (height, width) != self.expected_shape:
-            wanted = "x".join(map(str, self.expected_shape[::-1]))
-            raise SceneError(f"a picture is {width}x{height}, not {wanted} as meta.json states")
-        if check_scene and self.settings.max_fov:
-            self._check_field_of_view(scene, height, width)
-        s = self.settings
-        if s.image_shape:
-            height, width = s.image_shape
-            small = image.shape[0] < height or image.shape[1] < width
-            image, fxfycxcy = cover_and_crop(image, fxfycxcy, height, width, s.keep_principal_point)
-        else:
-            small = min(image.shape[:2]) < s.image_size
-            image = over_white(image)
-            image, fxfycxcy = self.resize(image, fxfycxcy, s.image_size, s.patch_size, s.square_crop)
-        return image, fxfycxcy, invert_pose(w2c), small
-
-    def _check_field_of_view(self, scene: Scene, height: int, width: int) -> None:
-        """Raises SceneError if a camera of the scene sees too much, all pictures being height x width."""
-        frames = [frame for frame in range(scene.num_frames) if not scene.missing(frame)]
-        fxfycxcy = np.stack([scene.camera(frame)[0] for frame in frames])
-        widest = fields_of_view_deg(fxfycxcy / [width, height, width, height]).max()
-        if widest > self.settings.max_fov:
-            raise SceneError(
-                f"field of view {widest:.1f} degrees, above training.max_fov {self.settings.max_fov:g}"
-            )
+        return self.read(scene, frame).picture
 
 
 def _baseline_1(c2w: torch.Tensor, num_input: int) -> torch.Tensor:

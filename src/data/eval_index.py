@@ -3,32 +3,34 @@
 The index is pixelSplat's JSON: scene -> {"context": [...], "target": [...]} or null (no entry, passed over). A scene
 that is in the index and cannot be scored is left out, listed and counted, with the reason.
 
-Public: EvaluationIndex, read_index, evaluation_loader, EvaluationLoader.
+Public: Entry, EvaluationIndex, read_index, read_video_index, evaluation_loader, EvaluationLoader.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..config import ConfigError
+from ..files import parse_json
 from ..settings import Inference, RunConfig
 from . import dataset_class
 from .batch import Batch, collate
-from .dataset import SceneDataset, ViewSettings
+from .dataset import SceneDataset
 from .loader import EVALUATION_SHARE, plan_prefetch
+from .order import scene_seed
 from .scene import SceneError
 from .transforms import image_header, resized_size
 from .view_choice import choose_index, index_text
+from .view_settings import ViewSettings
+from .workers import ReadAhead, WorkerDied
 
 log = logging.getLogger(__name__)
 
@@ -77,19 +79,36 @@ def read_index(path: str) -> EvaluationIndex:
             "inference.view_idx_file_path is empty: name an evaluation index, or set inference.view_selection to "
             "kmeans, random or uniform."
         )
+    content, tree = _read_tree(path)
+    entries = {scene: _entry(path, scene, value) for scene, value in tree.items() if value is not None}
+    digest = hashlib.sha256(content).hexdigest()
+    return EvaluationIndex(path, digest, entries, len(tree) - len(entries))
+
+
+def read_video_index(path: str) -> dict[str, list[Entry]]:
+    """Read an index for sampling videos: as above, or with a list of entries for each scene (as mv-ldm's).
+
+    Raises:
+        ConfigError: absent, not JSON, or of another form.
+    """
+    _, tree = _read_tree(path)
+    lists = {scene: value if isinstance(value, list) else [value] for scene, value in tree.items() if value}
+    return {scene: [_entry(path, scene, value) for value in values] for scene, values in lists.items()}
+
+
+def _read_tree(path: str) -> tuple[bytes, dict]:
+    """Content of an index file, raw and read."""
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"inference.view_idx_file_path {path}: no such file.")
     content = file.read_bytes()
     try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        tree = parse_json(content)
+    except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected scene -> {{context, target}}, found a {type(tree).__name__}.")
-    entries = {scene: _entry(path, scene, value) for scene, value in tree.items() if value is not None}
-    digest = hashlib.sha256(content).hexdigest()
-    return EvaluationIndex(path, digest, entries, len(tree) - len(entries))
+    return content, tree
 
 
 def _entry(path: str, scene: str, value: Any) -> Entry:
@@ -141,7 +160,7 @@ class EvaluationLoader:
         index = read_index(config.inference.view_idx_file_path) if from_file else None
         if not isinstance(dataset_path, str):
             raise ConfigError("evaluation reads one data set: name one path, not a weighted list.")
-        self.pin, self.training = pin, config.training
+        self.pin, self.training, self.seed = pin, config.training, config.inference.sampling_seed
         self.dataset = dataset_class(config.training.dataset_name)(dataset_path, ViewSettings.of(config))
         self.missing: list[tuple[str, str]] = []
         self.chosen_index = ""
@@ -233,18 +252,23 @@ class EvaluationLoader:
             min(self.training.prefetch_factor, PREFETCH),
             int(self.training.prefetch_bytes * EVALUATION_SHARE),
         )
-        loader = DataLoader(
-            _Requests(self.dataset, self.requests),
-            batch_size=None,
-            shuffle=False,
-            collate_fn=_unchanged,
+        loader = ReadAhead(
+            _Requests(self.dataset, self.requests, self.seed),
+            range(len(self.requests)),
             num_workers=num_workers,
-            pin_memory=self.pin,
-            generator=torch.Generator(),  # its seed for workers must not come from the run's own generator
-            **({"prefetch_factor": factor} if num_workers else {}),
+            prefetch_factor=factor,
+            pin=self.pin,
+            describe=lambda place: ", ".join(request.scene for request in self.requests[place]),
         )
+        try:
+            yield from self._hand_out(loader)
+        finally:
+            loader.close()
+
+    def _hand_out(self, loader: ReadAhead) -> Iterator[Batch]:
         self.enlarged = 0
-        for batches, failed, enlarged in loader:
+        while (read := self._next(loader)) is not None:
+            batches, failed, enlarged = read
             if enlarged and not self.enlarged:
                 log.warning(
                     "pictures smaller than model.image_tokenizer.image_size are enlarged for scoring."
@@ -255,6 +279,13 @@ class EvaluationLoader:
                     log.warning("scene %s cannot be scored: %s", scene, reason)
                     self.missing.append((scene, reason))
             yield from (Batch(batch) for batch in batches)
+
+    def _next(self, loader: ReadAhead) -> tuple[list[dict[str, Any]], list[tuple[str, str]], int] | None:
+        """What `_Requests` gives for the next place; None at the end."""
+        try:
+            return next(loader, None)
+        except WorkerDied as error:
+            return [], [(request.scene, str(error)) for request in self.requests[error.key]], 0
 
 
 @dataclass(frozen=True)
@@ -275,6 +306,10 @@ def _check_frames(dataset: SceneDataset, position: int, entry: Entry, index_path
     """Raises SceneError if the scene lacks a frame of `entry`."""
     scene = dataset.scenes[position]
     for kind, frames in (("context", entry.context), ("target", entry.target)):
+        if len(frames) > scene.num_frames:
+            raise SceneError(
+                f"{len(frames)} {kind} frames in {Path(index_path).name}, more than its {scene.num_frames}"
+            )
         for frame in frames:
             if frame >= scene.num_frames:
                 raise SceneError(
@@ -288,8 +323,8 @@ def _check_frames(dataset: SceneDataset, position: int, entry: Entry, index_path
 class _Requests(Dataset):
     """Evaluation batches by their place. Lives in the worker processes."""
 
-    def __init__(self, dataset: SceneDataset, requests: list[list[_Request]]) -> None:
-        self.dataset, self.requests = dataset, requests
+    def __init__(self, dataset: SceneDataset, requests: list[list[_Request]], seed: int) -> None:
+        self.dataset, self.requests, self.seed = dataset, requests, seed
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -310,11 +345,8 @@ class _Requests(Dataset):
                 failed.append((request.scene, str(error)))
                 continue
             sample["index"][:, 1] = request.uid
+            sample["draw"] = scene_seed(self.seed, request.scene)
             enlarged += sample["enlarged"]
             by_size.setdefault(tuple(sample["image"].shape), []).append(sample)
         num_input = self.requests[place][0].counts[0]
         return [collate(samples, num_input) for samples in by_size.values()], failed, enlarged
-
-
-def _unchanged(batches: Any) -> Any:
-    return batches

@@ -1,6 +1,6 @@
 """Which programs' files can be imported: one line a format.
 
-Public: FORMATS, Importer, import_from.
+Public: FORMATS, Importer, import_from, read_in_place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from ..config import ConfigError
 from . import import_colmap, import_opencv, import_photos, import_transforms
 from .convert import Report
-from .importing import ImportOptions, Reader, import_scenes
+from .importing import ImportedScene, ImportOptions, Reader, SourceScene, import_scenes
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,20 @@ def import_from(options: ImportOptions, num_processes: int) -> Report:
             f"{options.source} holds no scenes of format {options.format}: expected {importer.expected}."
         )
     return import_scenes(scenes, importer.read, options, num_processes)
+
+
+def read_in_place(name: str, place: Path, photos: list[Path], fov_deg: float) -> ImportedScene:
+    """A scene without converting it.
+
+    Args:
+        name: of FORMATS. place: its folder; for `images` the `photos` count instead.
+
+    Raises:
+        ValueError, OSError: it is no scene of this format.
+    """
+    if name == "images":
+        return ImportedScene(
+            "photos", SourceScene(import_photos.unposed_frames(photos, fov_deg), posed=False)
+        )
+    options = ImportOptions(source=place, target=place, format=name)
+    return ImportedScene(place.resolve().name, FORMATS[name].read(place, options))

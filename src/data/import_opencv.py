@@ -11,11 +11,11 @@ Public: find_scenes, read_scene.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
+from ..files import parse_json, read_bytes
 from .import_transforms import read_lens
 from .importing import ImportOptions, SourceFrame, SourceScene, picture_in
 from .objects import is_below
@@ -32,10 +32,10 @@ def find_scenes(source: Path) -> dict[str, Path]:
 
 def read_scene(folder: Path, options: ImportOptions) -> SourceScene:
     """The frames of an `opencv_cameras.json`. Raises ValueError if it is none."""
-    content = (folder / CAMERAS).read_bytes()
+    content = read_bytes(folder / CAMERAS)
     try:
-        entries = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(content)
+    except ValueError as error:
         raise ValueError(f"{CAMERAS} is not JSON ({error})") from error
     entries = entries.get("frames") if isinstance(entries, dict) else entries
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):

@@ -5,7 +5,7 @@
 Without poses (for families that need none), or with those that COLMAP's structure from motion finds on the CPU; its
 model is kept in <target>/colmap/<scene>/ and read again by the next run.
 
-Public: find_scenes, read_scene.
+Public: find_scenes, read_scene, unposed_frames.
 """
 
 from __future__ import annotations
@@ -56,16 +56,20 @@ def read_scene(folder: Path, options: ImportOptions) -> SourceScene:
         model = reconstruct(photos, work, digest=made_by["photos_sha256"], fov_deg=options.fov_deg)
         frames = {frame.path.name: frame for frame in frames_of(model, work, "images")}
         return SourceScene([_posed(path, frames) for path in photos], made_by)
+    return SourceScene(unposed_frames(photos, options.fov_deg), made_by, posed=False)
+
+
+def unposed_frames(photos: list[Path], fov_deg: float) -> list[SourceFrame]:
+    """Photos with the lens that they state, or else one of the given field of view, which is said; without poses."""
     facts = [_facts(path) for path in photos]
-    silent = [path.name for path, fact in zip(photos, facts, strict=True) if fact and fact.focal_px is None]
+    silent = [path for path, fact in zip(photos, facts, strict=True) if fact and fact.focal_px is None]
     if silent:
         log.warning(
-            "%s: %d of %d photos (first %s) state no focal length; a field of view of %g degrees along the longer side is "
+            "%d of %d photos (first %s) state no focal length; a field of view of %g degrees along the longer side is "
             "ASSUMED for them. State the true one with --fov.",
-            folder, len(silent), len(photos), silent[0], options.fov_deg,
+            len(silent), len(photos), silent[0], fov_deg,
         )  # fmt: skip
-    frames = [_unposed(path, fact, options.fov_deg) for path, fact in zip(photos, facts, strict=True)]
-    return SourceScene(frames, made_by, posed=False)
+    return [_unposed(path, fact, fov_deg) for path, fact in zip(photos, facts, strict=True)]
 
 
 def _digest(photos: list[Path]) -> str:

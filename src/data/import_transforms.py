@@ -13,7 +13,6 @@ Public: find_scenes, read_scene, read_dl3dv, read_lens, opencv_w2c.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from functools import partial
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import parse_json, read_bytes
 from .importing import ImportOptions, SourceFrame, SourceScene, picture_in
 from .lens import FISHEYE, PERSPECTIVE, Lens
 from .objects import is_below
@@ -48,7 +48,7 @@ def find_scenes(source: Path) -> dict[str, Path]:
 
 def read_scene(folder: Path, options: ImportOptions, *, dl3dv: bool = False) -> SourceScene:
     """The frames of a `transforms.json`. Raises ValueError if it is none."""
-    content = (folder / TRANSFORMS).read_bytes()
+    content = read_bytes(folder / TRANSFORMS)
     tree = _transforms(content, sort=dl3dv)
     frames = [_frame(folder, options.images, tree, frame, undo_world=dl3dv) for frame in tree["frames"]]
     for number, reason in sorted(_missing(tree).items()):
@@ -62,8 +62,8 @@ read_dl3dv = partial(read_scene, dl3dv=True)
 
 def _transforms(content: bytes, sort: bool) -> dict[str, Any]:
     try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        tree = parse_json(content)
+    except ValueError as error:
         raise ValueError(f"{TRANSFORMS} is not JSON ({error})") from error
     frames = tree.get("frames") if isinstance(tree, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
@@ -156,7 +156,7 @@ def _focal(angle_rad: object, side: float) -> float:
 
 def _size(picture: Path) -> tuple[int, int]:
     try:
-        return image_header(picture.read_bytes())[:2]
+        return image_header(read_bytes(picture))[:2]
     except FileNotFoundError:
         raise ValueError(f"{picture.parent.name}/{picture.name} is not there") from None
 

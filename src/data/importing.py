@@ -4,29 +4,30 @@ An importer finds scenes and says for each frame where its picture is, through w
 this module does the rest, alike for all: pictures are undistorted, a scene appears whole or not at all, a frame that
 cannot be used keeps its place, and nothing in the source is touched.
 
-Public: ImportOptions, SourceFrame, SourceScene, import_scenes, picture_in.
+Public: ImportOptions, SourceFrame, SourceScene, ImportedScene, import_scenes, picture_in.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..files import read_bytes, read_json
 from .chunks import key_problem
 from .convert import Report, data_set_folder, missing_entry, missing_frames, write_scene
 from .exif import UPRIGHT, upright
 from .lens import Lens, Undistorter
 from .parallel import parallel_map
-from .scene import camera_problem
+from .scene import FrameError, camera_problem
 from .transforms import decode_pixels, image_header
 
 JPEG_QUALITY = 95
@@ -81,6 +82,8 @@ class SourceScene:
     posed: bool = True
 
 
+Lenses = dict[tuple, Undistorter]
+"""What frames of one lens and size share."""
 Reader = Callable[[Path, ImportOptions], SourceScene]
 """Folder of a scene -> its frames; raises ValueError or OSError if it is no scene."""
 
@@ -110,7 +113,7 @@ def import_scenes(
 
 def picture_in(folder: Path, images: str, name: str) -> Path:
     """Where a picture that a file names is: in the folder `images` under its last name, else where the file says."""
-    return folder / images / Path(name).name if (folder / images).is_dir() else folder / name
+    return folder / images / Path(name).name if images and (folder / images).is_dir() else folder / name
 
 
 def _import_scene(read: Reader, options: ImportOptions, item: tuple[str, Path]) -> Report:
@@ -149,7 +152,7 @@ def _made_by(options: ImportOptions, scene: SourceScene) -> dict:
 def _finished(target: Path, key: str, made_by: dict) -> list[dict] | None:
     """The frames of a scene that an earlier run finished from the same files, None if it has to be done."""
     try:
-        content = json.loads((target / "metadata" / f"{key}.json").read_bytes())
+        content = read_json(target / "metadata" / f"{key}.json")
         sizes = {file.name: file.stat().st_size for file in os.scandir(target / "images" / key)}
         frames = content["frames"]
         written = [frame["image_path"] for frame in frames if not frame.get("missing")]
@@ -157,7 +160,7 @@ def _finished(target: Path, key: str, made_by: dict) -> list[dict] | None:
             path == f"../images/{key}/{Path(path).name}" and sizes.get(Path(path).name) for path in written
         )
         return frames if whole and content["made_by"] == made_by else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged file holds
         return None
 
 
@@ -165,41 +168,55 @@ def _finished(target: Path, key: str, made_by: dict) -> list[dict] | None:
 
 
 def _write_frame(
-    options: ImportOptions,
-    key: str,
-    scene: SourceScene,
-    lenses: dict[tuple, Undistorter],
-    number: int,
-    folder: Path,
+    options: ImportOptions, key: str, scene: SourceScene, lenses: Lenses, number: int, folder: Path
 ) -> dict:
     """Write one picture; its entry in the metadata. `lenses` keeps what frames share."""
     frame = scene.frames[number]
     try:
-        if frame.problem:
-            raise ValueError(frame.problem)
-        data = _read(frame.path)
-        kind = image_header(data)[2]
-        pixels = upright(decode_pixels(data), frame.orientation)
-        undistort = _undistorter(frame.lens, pixels.shape[1], pixels.shape[0], lenses)
-        if problem := camera_problem(undistort.fxfycxcy, np.eye(4) if frame.w2c is None else frame.w2c):
-            raise ValueError(problem)
+        picture = _develop(frame, lenses)
+        kind = "PNG" if options.image_format == "png" or picture.kind not in ("JPEG", "PNG") else picture.kind
+        data = picture.data if picture.untouched and kind == picture.kind else _encode(picture.pixels, kind)
     except ValueError as error:
         return missing_entry(error)
-    as_png = options.image_format == "png" or kind not in ("JPEG", "PNG")
-    kind = "PNG" if as_png else kind
-    if as_png or frame.orientation != UPRIGHT or not undistort.identity:
-        data = _encode(undistort(pixels), kind)
     name = f"{number:05d}{'.jpg' if kind == 'JPEG' else '.png'}"
     (folder / name).write_bytes(data)
     return {
         "image_path": f"../images/{key}/{name}",
-        "fxfycxcy": undistort.fxfycxcy.tolist(),
+        "fxfycxcy": picture.fxfycxcy.tolist(),
         "w2c": None if frame.w2c is None else frame.w2c.tolist(),
         "source": frame.path.name,
     }
 
 
-def _undistorter(lens: Lens, width: int, height: int, known: dict[tuple, Undistorter]) -> Undistorter:
+class _Picture(NamedTuple):
+    """A picture without distortion. data: the bytes of the file, which say the same if it is `untouched`."""
+
+    pixels: np.ndarray
+    fxfycxcy: np.ndarray
+    data: bytes
+    kind: str
+    untouched: bool
+
+
+def _develop(frame: SourceFrame, lenses: Lenses) -> _Picture:
+    """Read a picture, turn it upright, take the distortion out. Raises ValueError if it cannot be used."""
+    if frame.problem:
+        raise ValueError(frame.problem)
+    data = _read(frame.path)
+    kind = image_header(data)[2]
+    pixels = upright(decode_pixels(data), frame.orientation)
+    undistort = _undistorter(frame.lens, pixels.shape[1], pixels.shape[0], lenses)
+    if problem := camera_problem(undistort.fxfycxcy, _pose(frame)):
+        raise ValueError(problem)
+    untouched = undistort.identity and frame.orientation == UPRIGHT
+    return _Picture(undistort(pixels), undistort.fxfycxcy, data, kind, untouched)
+
+
+def _pose(frame: SourceFrame) -> np.ndarray:
+    return np.eye(4) if frame.w2c is None else frame.w2c
+
+
+def _undistorter(lens: Lens, width: int, height: int, known: Lenses) -> Undistorter:
     """That of the frames before, where it is the same; one is megabytes, so only the last is kept."""
     if (lens, width, height) not in known:
         known.clear()
@@ -209,7 +226,7 @@ def _undistorter(lens: Lens, width: int, height: int, known: dict[tuple, Undisto
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except FileNotFoundError:
         raise ValueError(f"{path.parent.name}/{path.name} is not there") from None
 
@@ -221,3 +238,38 @@ def _encode(pixels: np.ndarray, kind: str) -> bytes:
     settings = {"quality": JPEG_QUALITY} if kind == "JPEG" else {"compress_level": 1}
     Image.fromarray(pixels).save(buffer, format=kind, **settings)
     return buffer.getvalue()
+
+
+class ImportedScene:
+    """The frames of an importer, read in place instead of converted. Implements `Scene`."""
+
+    def __init__(self, name: str, scene: SourceScene) -> None:
+        self.name, self.frames, self.posed = name, scene.frames, scene.posed
+        self.num_frames = len(scene.frames)
+        self.lenses: Lenses = {}
+        self.last: tuple[int, _Picture] | None = None
+
+    def source(self, frame: int) -> str:
+        """File name of the picture, "" if there is none."""
+        path = self.frames[frame].path
+        return path.name if path else ""
+
+    def missing(self, frame: int) -> str:
+        return self.frames[frame].problem
+
+    def camera(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        """Raises FrameError if the picture, which decides about the intrinsics, cannot be used."""
+        return self._picture(frame).fxfycxcy, _pose(self.frames[frame])
+
+    def encoded(self, frame: int) -> bytes:
+        """Raises FrameError if the picture cannot be used."""
+        picture = self._picture(frame)
+        return picture.data if picture.untouched else _encode(picture.pixels, "PNG")
+
+    def _picture(self, frame: int) -> _Picture:
+        if self.last is None or self.last[0] != frame:  # camera and picture are asked for one after the other
+            try:
+                self.last = frame, _develop(self.frames[frame], self.lenses)
+            except (ValueError, OSError) as error:
+                raise FrameError(f"frame {frame}: {error}") from error
+        return self.last[1]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from ..files import replacing, write_text
+from ..files import read_json, replacing, write_text
 from .scene import SceneError
 
 FOLDER, META, POSTERIOR = "vae_latents", "meta.json", "posterior"
@@ -59,7 +59,7 @@ class Meta:
         """Raises ConfigError if the folder holds no latents."""
         path = folder / META
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
+            tree = read_json(path)
             return cls(**{f.name: tree[f.name] for f in fields(cls)})
         except FileNotFoundError:
             raise ConfigError(

@@ -9,24 +9,22 @@ Public: training_loader, TrainingLoader, BatchNumbers, ContextCounts, plan_prefe
 
 from __future__ import annotations
 
-import atexit
 import logging
-import signal
-import weakref
+import os
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..config import ConfigError
 from ..settings import RunConfig, Training
 from . import dataset_class
 from .batch import Batch, collate
 from .bounded_views import context_counts
-from .dataset import ViewSettings
-from .order import Order, context_size, sample_rng
+from .order import Order, context_size, model_seed, sample_rng
 from .scene import SceneError
+from .view_settings import ViewSettings
+from .workers import ReadAhead
 
 log = logging.getLogger(__name__)
 
@@ -58,21 +56,28 @@ class TrainingLoader:
     """Endless iterator of batches; see `training_loader`."""
 
     def __init__(self, config: RunConfig, rank: int, world: int, samples_seen: int, pin: bool) -> None:
-        self.training, self.rank, self.world = config.training, rank, world
-        self.samples_seen, self.pin = samples_seen, pin
+        self.training = config.training
         self.samples = _Samples(config)
         self.contexts = ContextCounts(config.training)
         self.counts = {"samples": 0, "replaced_scenes": 0, "enlarged_pictures": 0}
         self.first_replaced: list[str] = []
         probe = self.samples[[(samples_seen, self.contexts.most, 0)]]
         self.batch_bytes = _take(probe)["image"].nbytes * config.training.batch_size_per_gpu
+        _check_memory(self.batch_bytes, config.training)
         self.num_workers, self.prefetch_factor = plan_prefetch(
             self.batch_bytes,
             config.training.num_workers,
             config.training.prefetch_factor,
             int(config.training.prefetch_bytes * TRAINING_SHARE),
         )
-        self.batches: Any = None  # iterator of a DataLoader, once started
+        self.batches = ReadAhead(
+            self.samples,
+            BatchNumbers(config.training, self.contexts, rank, world, samples_seen),
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor,
+            pin=pin,
+            describe=self.samples.scene_names,
+        )
 
     @property
     def num_scenes(self) -> int:
@@ -92,34 +97,13 @@ class TrainingLoader:
         return self
 
     def __next__(self) -> Batch:
-        if self.batches is None:
-            self.batches = iter(self._start())
-            # At exit, multiprocessing would wait for ever for workers that leave signals to the run.
-            atexit.register(_close, weakref.ref(self))
         batch = _take(next(self.batches))
         self._count(batch.pop("replaced"), batch.pop("enlarged"), len(batch["scene_name"]))
         return Batch(batch)
 
     def close(self) -> None:
         """Stop the worker processes; also done when the program ends or the loader is no longer used."""
-        # Not left to garbage collection: the traceback of an error may keep the iterator alive.
-        if self.num_workers and self.batches is not None:
-            self.batches._shutdown_workers()
-        self.batches = None
-
-    def _start(self) -> DataLoader:
-        workers = {"prefetch_factor": self.prefetch_factor} if self.num_workers else {}
-        return DataLoader(
-            self.samples,
-            batch_size=None,  # the sampler yields whole batches
-            sampler=BatchNumbers(self.training, self.contexts, self.rank, self.world, self.samples_seen),
-            collate_fn=_unchanged,
-            num_workers=self.num_workers,
-            worker_init_fn=_leave_signals_to_the_run,
-            pin_memory=self.pin,
-            generator=torch.Generator(),  # its seed for workers must not come from the run's own generator
-            **workers,
-        )
+        self.batches.close()
 
     def _count(self, replaced: list[str], enlarged: int, samples: int) -> None:
         if replaced and not self.counts["replaced_scenes"]:
@@ -202,9 +186,11 @@ class ContextCounts:
 
 
 def _context_choices(training: Training) -> list[int]:
+    if training.input_view_choices:
+        return list(training.input_view_choices)
     if not training.dynamic_input_view_num:
         return [training.num_input_views]
-    free = 0 if training.target_has_input else training.num_target_views
+    free = 0 if training.targets_may_be_inputs else training.num_target_views
     choices = [number for number in DYNAMIC_CONTEXT if number <= training.num_views - free]
     if not choices:
         raise ConfigError(
@@ -238,11 +224,17 @@ class _Samples(Dataset):
         batch["enlarged"] = sum(sample["enlarged"] for sample in samples)
         return batch
 
+    def scene_names(self, numbers: list[tuple[int, int, int]]) -> str:
+        """The scenes of a batch, for messages."""
+        draws = (self.order.draw(number) for number, _, _ in numbers)
+        return ", ".join(str(self.sources[draw.source].scenes.names[draw.scene]) for draw in draws)
+
     def _sample(self, number: int, num_input: int, step: int) -> dict[str, Any]:
         draw = self.order.draw(number)
         rng = sample_rng(self.seed, draw)
         sample = self.sources[draw.source].training_sample(draw.scene, num_input, step, rng)
         sample["index"][:, 1] += self.offsets[draw.source]
+        sample["draw"] = model_seed(self.seed, draw)
         return sample
 
 
@@ -268,19 +260,14 @@ def sources(dataset_path: str | list) -> tuple[list[str], list[float]]:
     return paths, weights
 
 
-def _leave_signals_to_the_run(_: int) -> None:
-    """SIGTERM and Ctrl-C reach the whole process group: the run takes a last checkpoint and then stops its workers."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _close(loader: weakref.ref[TrainingLoader]) -> None:
-    if (alive := loader()) is not None:
-        alive.close()
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
+def _check_memory(batch_bytes: int, training: Training) -> None:
+    """Without this, a batch that never becomes complete looks like a run that hangs."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if batch_bytes > memory:
+        raise ConfigError(
+            f"training.batch_size_per_gpu is {training.batch_size_per_gpu}: the pictures of one batch take "
+            f"{batch_bytes / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f} GiB. Lower it."
+        )
 
 
 def _take(batch: dict[str, Any]) -> dict[str, Any]:

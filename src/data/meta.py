@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..files import write_text
+from ..files import read_json, write_text
 
 META = "meta.json"
 
@@ -38,7 +38,7 @@ def expected_shape(dataset_path: str | Path) -> tuple[int, int]:
 
 def _read(place: Path) -> tuple[int, int]:
     try:
-        channels, height, width = json.loads(place.read_text(encoding="utf-8"))["expected_shape"]
+        channels, height, width = read_json(place)["expected_shape"]
         if [type(n) for n in (channels, height, width)] == [int] * 3 and height > 0 and width > 0:
             return height, width
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -54,7 +54,7 @@ def write_meta(folder: Path, height: int, width: int, made_with: dict[str, Any])
     """
     content = {"expected_shape": [3, height, width], "vae_encoded": False, "made_with": made_with}
     if (folder / META).is_file():
-        before = json.loads((folder / META).read_text(encoding="utf-8"))
+        before = read_json(folder / META)
         if before != content:
             raise ConfigError(
                 f"{folder} holds pictures that were made in another way ({before}): name an empty folder."

@@ -11,13 +11,13 @@ Public: ObjectScene, ObjectScenes.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ..config import ConfigError
+from ..files import read_bytes, read_json
 from .chunks import key_problem
 from .scene import FrameError, SceneError, camera_problem
 from .transforms import image_header
@@ -71,7 +71,7 @@ class ObjectScene:
         if self.last[0] != frame:  # the camera and the picture of a frame are asked for one after the other
             path = self.path.parent / self.entries[frame]["file_path"]
             try:
-                self.last = frame, path.read_bytes()
+                self.last = frame, read_bytes(path)
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else error
                 raise FrameError(f"{path}: {reason}") from error
@@ -143,10 +143,10 @@ def _name(folder: str, counts: Counter[str]) -> str:
 def _read(path: Path) -> list:
     """The list in a JSON file; raises SceneError."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except OSError as error:
         raise SceneError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SceneError(f"{path} is not JSON ({error})") from error
     if not isinstance(content, list):
         raise SceneError(f"{path}: expected a list, found a {type(content).__name__}")

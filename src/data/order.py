@@ -3,18 +3,19 @@
 Numbers count samples over all ranks and for ever, so order and content do not depend on the number of ranks, workers
 or restarts.
 
-Public: Order, Draw, sample_rng, context_size.
+Public: Order, Draw, sample_rng, model_seed, scene_seed, context_size.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 
-_WALK, _MIX, _SAMPLE, _CONTEXT = range(4)
+_WALK, _MIX, _SAMPLE, _CONTEXT, _MODEL = range(5)
 """First key of each family of random streams, so that they never coincide."""
 
 
@@ -92,6 +93,17 @@ def sample_rng(seed: int, draw: Draw) -> random.Random:
     """Generator of every random choice inside one sample."""
     state = _stream(seed, _SAMPLE, draw.source, draw.walk, draw.scene).generate_state(8)
     return random.Random(int.from_bytes(state.tobytes(), "little"))
+
+
+def model_seed(seed: int, draw: Draw) -> int:
+    """Seed of whatever a model draws at random for one sample: on any number of processes the same."""
+    return int(_stream(seed, _MODEL, draw.source, draw.walk, draw.scene).generate_state(1, np.uint64)[0] >> 1)
+
+
+def scene_seed(seed: int, scene: str) -> int:
+    """The same for a scene that is scored or sampled: it depends on no other scene."""
+    digest = hashlib.sha256(f"{seed} {scene}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def context_size(seed: int, update: int, choices: list[int]) -> int:

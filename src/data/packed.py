@@ -16,12 +16,15 @@ from pathlib import Path
 from types import ModuleType
 
 from ..config import ConfigError
-from ..files import replacing
+from ..files import replacing, require_regular
 
 SUFFIX = ".bl2"
 BLOCK_BYTES = 2**20
 LEVEL = 5
 """zstd, as strong as pays: higher levels gain nothing measurable on pictures."""
+
+LARGEST_RATIO = 100
+"""What is packed may be so many times larger than its file: a frame of a few bytes can claim terabytes of zeros."""
 
 _FRAME = b"b2frame"
 """At byte 2 of a file that holds a frame."""
@@ -66,14 +69,18 @@ class Packed:
     def __init__(self, path: Path) -> None:
         """Raises ValueError if the file is damaged or something else, OSError if it cannot be opened."""
         self.blosc2, self.path = _blosc2(), path
+        require_regular(path)
         with path.open("rb") as file:
             is_frame = file.read(2 + len(_FRAME))[2:] == _FRAME
         try:
             self.frame = self.blosc2.open(str(path), mode="r") if is_frame else None
-            self.whole = b"" if is_frame else self.blosc2.decompress2(path.read_bytes())
-        except (RuntimeError, ValueError) as error:
-            raise ValueError("is damaged, or not compressed with blosc2") from error
-        self.nbytes = self.frame.nbytes if self.frame is not None else len(self.whole)
+            content = b"" if is_frame else path.read_bytes()
+            self.nbytes = self.frame.nbytes if is_frame else self.blosc2.get_cbuffer_sizes(content)[0]
+            if self.nbytes > LARGEST_RATIO * path.stat().st_size:
+                raise ValueError("claims more than such a file holds")
+            self.whole = b"" if is_frame else self.blosc2.decompress2(content)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ValueError(f"is damaged, or not compressed with blosc2 ({str(error)[:80]})") from error
 
     def read(self, size: int, offset: int) -> bytes:
         """Part of what is packed; ValueError if it is damaged there."""

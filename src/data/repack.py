@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..config import ConfigError
-from ..files import exclusive, replacing, write_text
+from ..files import exclusive, read_json, replacing, write_text
 from .chunks import find_chunks, stage_folders
 from .packed import SUFFIX, Packed, pack
 from .parallel import parallel_map
@@ -80,7 +80,7 @@ def _copy_others(folder: Path, target: Path, suffix: str) -> None:
             shutil.copyfile(path, target / path.name)
             continue
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = read_json(path)
             renamed = {scene: f"{Path(chunk).stem}{suffix}" for scene, chunk in index.items()}
         except (ValueError, AttributeError, TypeError) as error:
             raise ConfigError(f"{path} is no list of scenes and their chunks ({error}).") from error

@@ -103,7 +103,7 @@ def rescale(source: Path, target: Path, recipe: Recipe, num_processes: int) -> R
     Raises:
         ConfigError: no data set, pictures of another recipe in `target`, or somebody else is writing there.
     """
-    if source.resolve() in (target.resolve(), (target / "full_list.txt").resolve()):
+    if os.path.realpath(source) in map(os.path.realpath, (target, target / "full_list.txt")):
         raise ConfigError(f"{target} is the data set itself: name another folder.")
     work = _listed_tasks(source, target) if source.is_file() else _chunk_tasks(source, target)
     target.mkdir(parents=True, exist_ok=True)

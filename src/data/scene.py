@@ -8,7 +8,6 @@ Public: SceneError, FrameError, Scene, Scenes, ListedScenes, camera_problem.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from ..config import ConfigError
+from ..files import read_bytes, read_json
 
 
 class SceneError(ValueError):
@@ -57,6 +57,10 @@ class Scenes(Protocol):
     def __getitem__(self, position: int) -> Scene: ...
 
 
+LARGEST = 1e9
+"""Beyond it the squares and products that are made of a camera's numbers do not fit into float32."""
+
+
 def camera_problem(fxfycxcy: np.ndarray, w2c: np.ndarray) -> str:
     """Why a camera is unusable, "" if it is fine.
 
@@ -66,10 +70,14 @@ def camera_problem(fxfycxcy: np.ndarray, w2c: np.ndarray) -> str:
     """
     if not (np.isfinite(fxfycxcy).all() and np.isfinite(w2c).all()):
         return "camera is not finite"
-    if not fxfycxcy[:2].all():
-        return "focal length is zero"
+    if max(np.abs(fxfycxcy).max(), np.abs(w2c).max()) > LARGEST:
+        return f"camera has numbers beyond {LARGEST:g}"
+    if min(fxfycxcy[:2]) <= 0:
+        return "focal length is not positive"
     if abs(np.linalg.det(w2c[:3, :3])) < 1e-6:
         return "camera rotation is singular"
+    if not np.allclose(w2c[3], [0, 0, 0, 1], atol=1e-6):
+        return "last row of w2c is not 0 0 0 1"
     return ""
 
 
@@ -80,20 +88,27 @@ class JsonScene:
         """Raises SceneError if the file is not scene metadata."""
         self.path, self.name = path, name
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path)
             self.frames, self.posed = content["frames"], content.get("posed") is not False
         except OSError as error:
             raise SceneError(f"{path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SceneError(f"{path} is not scene metadata ({type(error).__name__}: {error})") from error
         if not isinstance(self.frames, list) or not all(isinstance(entry, dict) for entry in self.frames):
             raise SceneError(f"{path} is not scene metadata: frames must be a list of objects")
         self.num_frames = len(self.frames)
 
+    def source(self, frame: int) -> str:
+        """File name of the picture that this one was made of, as far as that is known."""
+        entry = self.frames[frame]
+        return str(entry.get("source") or Path(str(entry.get("image_path") or "")).name)
+
     def missing(self, frame: int) -> str:
         entry = self.frames[frame]
         if entry.get("missing") or not entry.get("image_path"):
-            return entry.get("reason") or "marked missing"
+            return str(entry.get("reason") or "marked missing")
+        if not isinstance(entry["image_path"], str):
+            return "image_path is not text"
         return camera_problem(*self._numbers(entry))
 
     def camera(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +118,7 @@ class JsonScene:
         """Raises FrameError if the picture is not where the metadata says."""
         path = self._locate(self.frames[frame]["image_path"])
         try:
-            return path.read_bytes()
+            return read_bytes(path)
         except OSError as error:
             raise FrameError(f"{path}: {error.strerror}") from error
 
@@ -137,11 +152,11 @@ class ListedScenes:
             )
         if path.suffix == ".torch":
             raise ConfigError(f"{path} is one chunk: name its folder, {path.parent}.")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig", errors="replace").splitlines()]
         self.lines = sorted((line for line in lines if line), key=lambda line: line.rpartition("/")[2])
         if not self.lines:
             raise ConfigError(f"{path} lists no scenes.")
-        if other := next((line for line in self.lines if not line.endswith(".json")), ""):
+        if other := next((s for s in self.lines if not s.endswith(".json") or not s.isprintable()), ""):
             raise ConfigError(
                 f"{path} is no full_list.txt: expected the path of a metadata .json in each line, found {other[:60]!r}."
             )

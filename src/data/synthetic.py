@@ -9,7 +9,7 @@ of processes, and train and test scenes never meet.
     <root>/<mode>/median_depth.json  scene key -> median depth, in the units of its cameras
     <root>/evaluation_index.json     test scene -> {"context": [2 frames], "target": [3 frames between]}
 
-Public: SyntheticSet, Scene, make_scene, render_frames, median_depth, write_set.
+Public: SyntheticSet, Scene, make_scene, find_scene, read_spec, render_frames, scene_depth, median_depth, write_set.
 """
 
 from __future__ import annotations
@@ -226,8 +226,20 @@ def make_scene(spec: SyntheticSet, mode: str, number: int) -> Scene:
     focal = spec.height / (2 * np.tan(np.radians(rng.uniform(54, 66)) / 2))
     fxfycxcy = np.array([focal, focal, spec.width / 2, spec.height / 2])
     context, target = _evaluation_views(spec.frames, rng)
-    key = hashlib.sha256(f"{spec.seed}/{mode}/{number}".encode()).hexdigest()[:16]
-    return Scene(key, room, c2w, fxfycxcy, context, target)
+    return Scene(_scene_key(spec, mode, number), room, c2w, fxfycxcy, context, target)
+
+
+def _scene_key(spec: SyntheticSet, mode: str, number: int) -> str:
+    return hashlib.sha256(f"{spec.seed}/{mode}/{number}".encode()).hexdigest()[:16]
+
+
+def find_scene(spec: SyntheticSet, key: str) -> Scene:
+    """The scene of that key; ValueError if the set has none."""
+    for mode in MODES:
+        for number in range(spec.num_scenes(mode)):
+            if _scene_key(spec, mode, number) == key:
+                return make_scene(spec, mode, number)
+    raise ValueError(f"scene {key} is none of the synthetic set of seed {spec.seed}.")
 
 
 def _evaluation_views(frames: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -244,6 +256,11 @@ def _evaluation_views(frames: int, rng: np.random.Generator) -> tuple[list[int],
 def render_frames(scene: Scene, height: int, width: int) -> list[np.ndarray]:
     """All pictures of a scene. [height, width, 3] uint8 each"""
     return [render(scene.room, c2w, scene.fxfycxcy, height, width) for c2w in scene.c2w]
+
+
+def scene_depth(scene: Scene, frame: int, fxfycxcy: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Depth of one frame along the optical axis, metres, for a camera of other pixels than the scene's. [height, width]"""
+    return depth(scene.room, scene.c2w[frame], fxfycxcy, height, width)
 
 
 def median_depth(scene: Scene) -> float:
@@ -328,6 +345,14 @@ def write_set(root: Path, spec: SyntheticSet, *, num_processes: int = 1) -> None
         _write_json(root / mode / "median_depth.json", {r.key: r.median_depth for r in mine})
     views = {r.key: {"context": r.context, "target": r.target} for r in records if r.mode == "test"}
     _write_json(views_file, views)
+
+
+def read_spec(root: Path) -> SyntheticSet:
+    """What a set was made with; ValueError if `root` is none."""
+    try:
+        return SyntheticSet(**json.loads((root / "synthetic.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{root} is no synthetic set of scripts.make_synthetic ({error}).") from None
 
 
 def _claim(root: Path, spec: SyntheticSet) -> None:

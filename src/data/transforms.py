@@ -3,8 +3,8 @@
 Source: LVSM and Less3Depend, dataset_scene.py (PIL LANCZOS, int() then rounding half to even). Beyond them: grey,
 RGBA, portrait and small pictures.
 
-Public: decode_image, decode_pixels, over_white, image_header, resized_size, resize_and_crop, cover_and_crop, mirror,
-mirrored_pose, invert_pose.
+Public: decode_image, decode_pixels, over_white, image_header, resized_size, resize_and_crop, cover_and_crop,
+crop_middle, mirror, mirrored_pose, invert_pose.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def over_white(pixels: np.ndarray) -> np.ndarray:
     """Straight alpha over white, rounded; RGB stays as it is. uint8 [h, w, 3 or 4] -> [h, w, 3]"""
     if pixels.shape[2] == 3:
         return pixels
-    rgb, alpha = pixels[..., :3].astype(np.uint32), pixels[..., 3:].astype(np.uint32)
+    # 255 * 255 + 127 fits into 16 bits, and a photo may have 80 million pixels.
+    rgb, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
     return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
@@ -182,6 +183,24 @@ def cover_and_crop(
         moved = fxfycxcy[2:] * (1 - np.array([width / new_width, height / new_height]))
     fxfycxcy = fxfycxcy - np.array([0, 0, *moved])
     return over_white(np.asarray(resized)[top : top + height, left : left + width]), fxfycxcy
+
+
+def crop_middle(image: np.ndarray, fxfycxcy: np.ndarray, zoom: float) -> tuple[np.ndarray, np.ndarray]:
+    """The middle of a picture, 1 / zoom of its sides rounded to pixels; intrinsics follow, exactly.
+
+    Args:
+        image: uint8 [h, w, 3 or 4]
+        fxfycxcy: pixels of `image`. [4]
+        zoom: at least 1; what remains is at least one pixel.
+
+    Returns:
+        image: uint8 [h', w', 3 or 4]
+        fxfycxcy: pixels of the new image. float64 [4]
+    """
+    height, width = (max(1, round(side / zoom)) for side in image.shape[:2])
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    moved = np.asarray(fxfycxcy, dtype=np.float64) - np.array([0, 0, left, top])
+    return image[top : top + height, left : left + width], moved
 
 
 def mirror(

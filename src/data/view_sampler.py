@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..config import ConfigError
-from ..settings import ViewSelector
+from ..settings_views import ViewSelector
 from .bounded_views import Chosen, choose_bounded, choose_gap
 from .scene import Scene
 from .view_clusters import camera_features, kmeans_frames

@@ -11,7 +11,7 @@ Public: Cameras, Views, full_precision, pixel_rays, plucker, RAY_ORDERS, rebase.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -62,11 +62,13 @@ class Views:
 
     image: [b, v, 3, h, w] in [0, 1]
     posterior: what an image codec said of these images beforehand, mean and deviation. [b, v, 2, c, h', w']
+    draws: for each sample the seed of whatever a family draws at random for it; none: the global generator. [b]
     """
 
     image: Tensor
     cameras: Cameras
     posterior: Tensor | None = None
+    draws: list[int] | None = None
 
     def __post_init__(self) -> None:
         expected = (*self.cameras.c2w.shape[:2], 3, self.cameras.height, self.cameras.width)
@@ -78,10 +80,9 @@ class Views:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """Context in which autocast is off on `device`."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    """Context in which autocast is off on `device`; for one without autocast, as meta, that of the CPU stands in."""
+    kind = device.type if torch.amp.is_autocast_available(device.type) else "cpu"
+    return torch.autocast(kind, enabled=False)
 
 
 def pixel_rays(cameras: Cameras, *, norm_floor: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -88,19 +88,20 @@ class WorldFrame:
         return WorldFrame(change(self.rigid), change(self.scale))
 
 
-def context_frame(c2w: Tensor, scale_factor: float = 1.35) -> WorldFrame:
-    """The frame that `normalize_cameras` makes of these views alone: `training.pose_norm: context`.
+def context_frame(c2w: Tensor, scale_factor: float = 1.35, pose_frame: str = "mean_axes") -> WorldFrame:
+    """The frame that a function of `POSE_FRAMES` makes of these views alone: `training.pose_norm: context`.
 
     Args:
         c2w: poses of the context. [b, v, 4, 4]
         scale_factor: `training.scene_scale_factor`.
+        pose_frame: `training.pose_frame`.
     """
     # What becomes of the old world's origin, and of a point at distance 1 from it, says all of a similarity.
     probe = torch.eye(4, dtype=torch.float64, device=c2w.device).repeat(2, 1, 1)
     probe[1, 0, 3] = 1.0
     rigid, scale = [], []
     for poses in c2w.double():
-        moved = normalize_cameras(torch.cat([poses, probe]), scale_factor, slice(len(poses)))[-2:]
+        moved = POSE_FRAMES[pose_frame](torch.cat([poses, probe]), scale_factor, slice(len(poses)))[-2:]
         scale.append((moved[1, :3, 3] - moved[0, :3, 3]).norm())
         moved[0, :3, 3] /= scale[-1]
         rigid.append(moved[0])

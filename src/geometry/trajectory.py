@@ -7,6 +7,9 @@
     exaggerated   around the pivot, beyond the first and the last camera, spiralling (lvsm_latent)
     turntable     around the origin with zoom, for objects (LaCT)
     spin          around the world's y axis (lvsm_latent)
+    orbit         the first key camera around what the key cameras look at
+    spiral        the mean key camera on a spiral, facing what they look at (LLFF)
+    dolly         the first key camera towards what they look at and back
 
 `loop` and `order` are taken by the paths they mean something for, further settings by name.
 
@@ -20,6 +23,7 @@ from collections.abc import Callable
 
 from .camera import Cameras
 from .path_keys import interpolate, linear_path
+from .path_look import dolly, orbit, spiral
 from .path_orbit import spin, turntable
 from .path_pivot import exaggerated, pivot, wobble
 
@@ -31,6 +35,9 @@ TRAJECTORIES: dict[str, Callable[..., Cameras]] = {
     "exaggerated": exaggerated,
     "turntable": turntable,
     "spin": spin,
+    "orbit": orbit,
+    "spiral": spiral,
+    "dolly": dolly,
 }
 """`inference.render_video_config.traj_type` -> function(keys, num_frames, **settings)."""
 

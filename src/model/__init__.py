@@ -23,6 +23,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "src.model.efficient_lvsm.EfficientLVSM": (".efficient_lvsm", "EfficientLVSM"),
     "src.model.kvlvsm.KVLVSM": (".kvlvsm", "KVLVSM"),
     "src.model.lvsm_prope.LVSMPRoPE": (".lvsm_prope", "LVSMPRoPE"),
+    "src.model.mvldm.MVLDM": (".mvldm", "MVLDM"),
 }
 """`model.class_name` as published -> (module, class); a leading dot means this package. Imported when asked for."""
 

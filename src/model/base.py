@@ -6,9 +6,9 @@ A family is one file: a `Config` dataclass (the `model` section of its YAML, mad
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from easydict import EasyDict
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from ..config import ConfigError, key
 from ..geometry.camera import Cameras, Views
+
+if TYPE_CHECKING:
+    from .vae import ImageCodec
 
 
 @dataclass(kw_only=True)
@@ -44,10 +47,10 @@ class PoseTokenizer:
     in_channels: int = key("follows from the ray code", 6, ignored=True)
 
 
-def check_patch_sizes(images: ImageTokenizer, poses: PoseTokenizer) -> None:
-    """Raises ConfigError unless images and rays are cut into the same patches."""
+def patch_size_problems(images: ImageTokenizer, poses: PoseTokenizer) -> Iterator[str]:
+    """What is wrong unless images and rays are cut into the same patches."""
     if images.patch_size != poses.patch_size:
-        raise ConfigError(
+        yield (
             f"model.image_tokenizer.patch_size is {images.patch_size} and model.target_pose_tokenizer."
             f"patch_size is {poses.patch_size}: expected the same patch size in both."
         )
@@ -66,6 +69,9 @@ class ViewSynthesizer(nn.Module):
 
     pretrained_parts: ClassVar[dict[str, str]] = {}
     """Field of `settings.Pretrained` -> prefix of the parameters its file fills when a run starts afresh."""
+
+    codec: ImageCodec | None = None
+    """The frozen image autoencoder of a family that works on latents."""
 
     def encode(self, input: Views) -> Any:
         """Scene state from the context views, once per scene: any nest of tensors, batch axis first."""
@@ -116,6 +122,14 @@ class ViewSynthesizer(nn.Module):
         """Tensors of a file, under the names of this model: for families whose files exist in several forms."""
         return state
 
+    def teachers(self) -> dict[str, nn.Module]:
+        """Field of `settings.Pretrained` -> frozen network that this family learns from and that is no part of it.
+
+        Asked for once, before training; the networks come back with random weights, and the files fill them at every start
+        of a run.
+        """
+        return {}
+
     def set_checkpointing(self, every: int) -> None:
         """Recompute activations in groups of `every` blocks while training; 0 keeps them all."""
         for module in self.modules():
@@ -128,3 +142,12 @@ class ViewSynthesizer(nn.Module):
             if hasattr(module, "checkpoint_every"):
                 for block in module:
                     block.compile()
+
+    def units(self) -> Iterator[nn.Module]:
+        """What `training.parallel: fsdp` makes whole piece by piece, inner modules first; the rest is whole all the time.
+
+        The weights of a unit must be used in calls of the unit alone, or of its `keys_values` if it has that method.
+        """
+        for module in self.modules():
+            if hasattr(module, "checkpoint_every"):
+                yield from module

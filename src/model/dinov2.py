@@ -9,6 +9,7 @@ Public: Backbone, DinoTokenizer (settings); DinoV2, image_tokenizer, check_width
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from ..config import ConfigError, key
+from ..config import ConfigError, key, raise_all
 from .base import ImageTokenizer
 from .patch import check_size
 from .transformer import BlockStack, RMSNorm, attention
@@ -37,16 +38,17 @@ class Backbone:
     mlp_ratio: int = key("hidden width of the MLP, in token widths", 4)
 
     def __post_init__(self) -> None:
+        raise_all(self._problems())
+
+    def _problems(self) -> Iterator[str]:
         where = "model.image_tokenizer.backbone"
         for name, value in vars(self).items():
             if value < 1 and name != "num_register_tokens":
-                raise ConfigError(f"{where}.{name} is {value}: expected at least 1.")
+                yield f"{where}.{name} is {value}: expected at least 1."
         if self.num_register_tokens < 0:
-            raise ConfigError(
-                f"{where}.num_register_tokens is {self.num_register_tokens}: expected 0 or more."
-            )
-        if self.embed_dim % self.num_heads:
-            raise ConfigError(
+            yield (f"{where}.num_register_tokens is {self.num_register_tokens}: expected 0 or more.")
+        if self.num_heads > 0 and self.embed_dim % self.num_heads:
+            yield (
                 f"{where}.embed_dim is {self.embed_dim}, which {where}.num_heads {self.num_heads} does not "
                 "divide."
             )
@@ -156,6 +158,24 @@ class DinoV2(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, image: Tensor) -> Tensor:
+        return self.norm(self.blocks(self._embedded(image)))[:, 1 + self.num_register_tokens :]
+
+    def hidden_states(self, image: Tensor, blocks: set[int]) -> dict[int, Tensor]:
+        """Patch tokens after the given blocks, counted from 1, without the last norm; later blocks are not run.
+
+        [b, 3, h, w] -> {block: [b, n, d]}
+        """
+        tokens, found = self._embedded(image), {}
+        for number, block in enumerate(self.blocks, start=1):
+            if len(found) == len(blocks):
+                break
+            tokens = block(tokens)
+            if number in blocks:
+                found[number] = tokens[:, 1 + self.num_register_tokens :]
+        return found
+
+    def _embedded(self, image: Tensor) -> Tensor:
+        """Class token, registers and patches before the first block. [b, 1 + r + n, d]"""
         check_size(*image.shape[-2:], self.patch_size)
         rows, columns = (side // self.patch_size for side in image.shape[-2:])
         patches = self.patch_embed(image)  # [b, n, d]
@@ -163,8 +183,8 @@ class DinoV2(nn.Module):
         tokens = torch.cat([cls_token, patches], dim=1) + self.position_table(rows, columns)
         if self.num_register_tokens:
             registers = self.register_tokens.expand(len(image), -1, -1)
-            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)  # [b, 1 + r + n, d]
-        return self.norm(self.blocks(tokens))[:, 1 + self.num_register_tokens :]
+            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
+        return tokens
 
     def position_table(self, rows: int, columns: int) -> Tensor:
         """Position entries, class token first, resampled to the grid. [1, 1 + rows * columns, d]"""

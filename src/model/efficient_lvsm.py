@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +19,10 @@ from easydict import EasyDict
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import ConfigError, key
+from ..config import ConfigError, key, raise_all
 from ..geometry.camera import Cameras, Views, plucker
-from .base import ImageTokenizer, PoseTokenizer, ViewSynthesizer, check_patch_sizes
+from .base import ImageTokenizer, PoseTokenizer, ViewSynthesizer, patch_size_problems
+from .dino_teacher import DinoTeacher
 from .kv_cache import KVCache
 from .lvsm_decoder_only import posed_image
 from .patch import PixelHead, patch_tokenizer
@@ -40,7 +41,11 @@ class Transformer(TransformerSettings):
 
 @dataclass(kw_only=True)
 class Tokenizer(ImageTokenizer):
-    type: str = key("the teacher of the alignment is an attribute of the model", "none", ignored=True)
+    type: str = key(
+        "teacher of the alignment with repa_config: dinov2, or none",
+        "none",
+        choices=("none", "dinov2", "dinov3"),
+    )
 
 
 @dataclass(kw_only=True)
@@ -64,10 +69,13 @@ class Config:
     proj_loss_weight: float = key("weight of the alignment", 0.5, least=0)
 
     def __post_init__(self) -> None:
-        check_patch_sizes(self.image_tokenizer, self.target_pose_tokenizer)
+        raise_all(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        yield from patch_size_problems(self.image_tokenizer, self.target_pose_tokenizer)
         for _, student in self.pairs:
             if not 1 <= student <= self.transformer.n_layer:
-                raise ConfigError(
+                yield (
                     f"model.repa_config {self.repa_config}: there is no layer {student}, model.transformer.n_layer is "
                     f"{self.transformer.n_layer}."
                 )
@@ -154,7 +162,8 @@ class EfficientLVSM(ViewSynthesizer):
     """The scene is a `KVCache` of the cross attention of every layer; views are independent of one another.
 
     teacher: needed to train with `repa_config`: images [b, v, 3, h, w] -> {block: tokens [b * v, n, 768]}, on the grid
-        of our patches, frozen. It is no part of the model: set it as an attribute of the object.
+        of our patches, frozen. It is no part of the model. A run makes the one of `model.image_tokenizer.type`; another
+        may be set as an attribute of the object.
     """
 
     teacher: Callable[[Tensor], dict[int, Tensor]] | None = None
@@ -196,8 +205,8 @@ class EfficientLVSM(ViewSynthesizer):
         if self.config.pairs and (self.training or self.teacher):
             if self.teacher is None:
                 raise ConfigError(
-                    "model.repa_config asks for alignment with a teacher, but the model has none: set its attribute "
-                    "`teacher`, or model.repa_config to nothing."
+                    "model.repa_config asks for alignment with a teacher, but the model has none: set "
+                    "model.image_tokenizer.type: dinov2, the attribute `teacher`, or model.repa_config to nothing."
                 )
             with torch.no_grad():
                 labels = {"input": self.teacher(input.image), "target": self.teacher(target.image)}
@@ -212,6 +221,25 @@ class EfficientLVSM(ViewSynthesizer):
             return terms
         loss = terms["loss"] + self.config.proj_loss_weight * result.proj_loss
         return {**terms, "loss": loss, "proj_loss": result.proj_loss.detach()}
+
+    def teachers(self) -> dict[str, nn.Module]:
+        """The DINOv2 of the alignment, if the settings ask for one and none was given."""
+        kind = self.config.image_tokenizer.type
+        if not self.config.pairs or kind == "none" or self.teacher:
+            return {}
+        if kind == "dinov3":
+            raise ConfigError(
+                "model.image_tokenizer.type dinov3: its weights are not freely available, and it is not built here: set "
+                "dinov2, or the model's attribute `teacher`."
+            )
+        blocks = {block for block, _ in self.config.pairs}
+        self.teacher = DinoTeacher(blocks, self.config.image_tokenizer.patch_size)
+        return {"dinov2_teacher": self.teacher.network}
+
+    def units(self) -> Iterator[nn.Module]:
+        """The input stream asks a layer's cross attention for its keys and values: a unit of its own."""
+        yield from (block.cross_attn for block in self.self_cross_blocks)
+        yield from super().units()
 
     def _encode(self, input: Views) -> tuple[KVCache, list[Tensor]]:
         """The scene, and the tokens after each layer, [b * v_in, n, d] each."""

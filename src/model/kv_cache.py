@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,17 +21,9 @@ from ..config import ConfigError
 from ..files import replacing
 from ..geometry.camera import Cameras, Views
 from ..geometry.frames import WorldFrame
+from ..torch_files import read_torch_file
 
-_DAMAGED = (
-    UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ValueError,
-)
+_DAMAGED = (OSError, LookupError, TypeError, AttributeError, ValueError)
 """What reading a file raises that is cut off or holds something else."""
 
 
@@ -61,6 +52,11 @@ class KVCache:
     @property
     def num_views(self) -> int:
         return len(self.tokens)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Layers, heads, and width of a head."""
+        return len(self.keys), self.keys[0].shape[1], self.keys[0].shape[3]
 
     @property
     def nbytes(self) -> int:
@@ -170,22 +166,44 @@ class KVCache:
             ConfigError: no such file, damaged, or no cache.
         """
         try:
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = read_torch_file(path, device)
             frame, context = content.get("frame"), content.get("context")
             if context is not None:
                 image = context.pop("image")
                 context = Views(image, Cameras(**context, height=image.shape[-2], width=image.shape[-1]))
-            return cls(
+            scene = cls(
                 **{name: tuple(content[name]) for name in ("keys", "values", "tokens")},
                 **{name: content[name] for name in ("removable", "fingerprint")},
                 frame=WorldFrame(**frame) if frame else None,
                 context=context,
             )
+            _require_whole(scene)
+            return scene
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file.") from None
         except _DAMAGED as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"{path}: damaged or not the cache of a scene ({reason}).") from error
+
+
+def _require_whole(scene: KVCache) -> None:
+    """Raises ValueError for contents of a file that no `encode` makes."""
+    shape = scene.keys[0].shape
+    if len(shape) != 4 or len(scene.keys) != len(scene.values) or shape[2] != sum(scene.tokens):
+        raise ValueError("keys, values and tokens do not belong together")
+    tensors = [*scene.keys, *scene.values]
+    if any(x.shape != shape or not x.is_floating_point() or not torch.isfinite(x).all() for x in tensors):
+        raise ValueError("keys and values must be finite and of one shape in all layers")
+    if scene.removable not in ("any", "last", "none") or not isinstance(scene.fingerprint, str):
+        raise ValueError("removable or fingerprint is unknown")
+    if scene.frame is not None:
+        numbers = scene.frame.rigid.flatten(1), scene.frame.scale[:, None]
+        if scene.frame.rigid.shape[1:] != (4, 4) or not torch.isfinite(torch.cat(numbers, dim=1)).all():
+            raise ValueError("frame must be finite matrices and scales, one for each scene")
+    if scene.context is not None:
+        image, cameras = scene.context.image, scene.context.cameras
+        if image.shape[:3] != (*cameras.c2w.shape[:2], 3) or cameras.num_views != scene.num_views:
+            raise ValueError("images and cameras do not belong to the views")
 
 
 def _views(context: Views | None, index: slice | list[int]) -> Views | None:

@@ -12,7 +12,7 @@ The design follows LVSM (arXiv 2410.17242), DVSM (arXiv 2605.29891), SVSM (arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,10 +21,10 @@ from easydict import EasyDict
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ..config import ConfigError, key
+from ..config import key, raise_all
 from ..geometry.camera import Cameras, Views, plucker
 from ..geometry.frames import WorldFrame
-from .base import ImageTokenizer, PoseTokenizer, ViewSynthesizer, check_patch_sizes
+from .base import ImageTokenizer, PoseTokenizer, ViewSynthesizer, patch_size_problems
 from .kv_cache import KVCache, fingerprint
 from .patch import PixelHead, patch_tokenizer
 from .prope import CAMERA_ENCODINGS, CameraEncoding, camera_encoding
@@ -80,14 +80,17 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        check_patch_sizes(self.image_tokenizer, self.target_pose_tokenizer)
+        raise_all(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        yield from patch_size_problems(self.image_tokenizer, self.target_pose_tokenizer)
         if self.camera != "none" and self.transformer.d_head % 8:
-            raise ConfigError(
+            yield (
                 f"model.transformer.d_head is {self.transformer.d_head}: model.camera {self.camera} needs a multiple "
                 "of 8."
             )
         if self.prefix_training and (self.mask == "full" or self.context_scope == "global"):
-            raise ConfigError(
+            yield (
                 "model.prefix_training needs context views that do not see later ones: set model.mask: one_way and "
                 "model.context_scope: causal or view."
             )
@@ -353,6 +356,13 @@ class KVLVSM(ViewSynthesizer):
         return "" if self.training else fingerprint(self)
 
     def _check(self, scene: KVCache) -> None:
+        trunk = self.config.transformer
+        sizes = (trunk.n_layer, trunk.d // trunk.d_head, trunk.d_head)
+        if scene.sizes != sizes:
+            raise ValueError(
+                f"the cache belongs to another model: it has (layers, heads, width of a head) {scene.sizes}, this model "
+                f"{sizes}."
+            )
         own = self._fingerprint()
         if own and scene.fingerprint and own != scene.fingerprint:
             raise ValueError(

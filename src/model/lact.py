@@ -20,7 +20,7 @@ from easydict import EasyDict
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import ConfigError, key
+from ..config import key, raise_all
 from ..geometry.camera import Cameras, Views, full_precision, pixel_rays
 from .base import ImageTokenizer, ViewSynthesizer
 from .lact_block import Block, Stack, SubLayerParams, sub_layers
@@ -68,15 +68,18 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        raise_all(self._problems())
+
+    def _problems(self) -> Iterator[str]:
         self.sub_layers()
         if self.image_size % self.patch_size:
-            raise ConfigError(
+            yield (
                 f"model.image_size is {self.image_size}: expected a multiple of model.patch_size {self.patch_size}."
             )
         if self.init_std <= 0:
-            raise ConfigError(f"model.init_std is {self.init_std}: it must be positive.")
+            yield f"model.init_std is {self.init_std}: it must be positive."
         if self.streaming and not self.encode_chunk:
-            raise ConfigError("model.streaming needs chunks: set model.encode_chunk to a number of views.")
+            yield "model.streaming needs chunks: set model.encode_chunk to a number of views."
 
     @property
     def image_tokenizer(self) -> ImageTokenizer:
@@ -110,6 +113,12 @@ class LaCT(ViewSynthesizer):
                     nn.init.zeros_(module.bias)
 
     # ------------------------------------------------------------------------------------------- the contract
+
+    def units(self) -> Iterator[nn.Module]:
+        """The initial fast weights are read before the blocks run: their layers stay whole."""
+        for block in self.blocks:
+            fast = block.fast_layers
+            yield from (layer for i, layer in enumerate(block.module_list) if i not in fast)
 
     def encode(self, input: Views) -> SceneState:
         """Fast weights after the context views, in chunks as `model.encode_chunk` and `model.streaming` say."""

@@ -12,9 +12,9 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ..config import key
+from ..config import key, raise_all
 from ..geometry.camera import Cameras, Views, plucker
-from .base import ImageTokenizer, PoseTokenizer, ViewSynthesizer, check_patch_sizes
+from .base import ImageTokenizer, PoseTokenizer, ViewSynthesizer, patch_size_problems
 from .patch import PixelHead, patch_tokenizer
 from .transformer import TransformerSettings, transformer_stack
 
@@ -36,7 +36,7 @@ class Config:
     transformer: Transformer = key("sizes", Transformer)
 
     def __post_init__(self) -> None:
-        check_patch_sizes(self.image_tokenizer, self.target_pose_tokenizer)
+        raise_all(patch_size_problems(self.image_tokenizer, self.target_pose_tokenizer))
 
 
 def posed_image(views: Views) -> Tensor:

@@ -12,7 +12,7 @@ Original repository: KaiHelli/lvsm. Paper of the base model: arXiv 2410.17242.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from easydict import EasyDict
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import ConfigError, key
+from ..config import key, raise_all
 from ..geometry.camera import RAY_ORDERS, Cameras, Views, plucker
 from .base import ImageTokenizer, ViewSynthesizer
 from .lora import Lora, add_lora, with_adapter_names
@@ -55,16 +55,19 @@ class Config:
     lora: Lora = key("adapters of the autoencoder's decoder", Lora)
 
     def __post_init__(self) -> None:
+        raise_all(self._problems())
+
+    def _problems(self) -> Iterator[str]:
         _ = self.image_tokenizer  # checks the sizes
         if self.vae.name and self.image_range != "zero_to_one":
-            raise ConfigError(
+            yield (
                 f"model.image_range is {self.image_range}, but model.vae.name {self.vae.name} puts an autoencoder first: "
                 "set model.vae.image_range instead."
             )
         if self.lora.active and not self.vae.name:
-            raise ConfigError("model.lora adapts the decoder of an autoencoder: set model.vae.name.")
-        if self.lora.active and not self.vae.image_loss_weight:
-            raise ConfigError(
+            yield "model.lora adapts the decoder of an autoencoder: set model.vae.name."
+        if self.lora.active and self.vae.name and not self.vae.image_loss_weight:
+            yield (
                 "model.lora learns from decoded pictures alone, but model.vae.image_loss_weight is 0: set it to 1."
             )
 
@@ -98,6 +101,10 @@ class LVSM(ViewSynthesizer):
         if self.adapted:
             self.requires_grad_(False)
             add_lora(self.vae.vae.decoder, config.lora)
+
+    @property
+    def codec(self) -> ImageCodec | None:
+        return self.vae
 
     def train(self, mode: bool = True) -> LVSM:
         """While adapters learn, all else is in eval mode."""

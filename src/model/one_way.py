@@ -13,7 +13,7 @@ Public: OneWaySettings, KeysValues, OneWayTransformer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import ConfigError, key
+from ..config import key, raise_all
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """For each layer the context's keys and values. [b, heads, n, d_k]"""
@@ -68,12 +68,15 @@ class OneWaySettings:
     sdpa_kernel: str = key("torch chooses", "auto", ignored=True)
 
     def __post_init__(self) -> None:
+        raise_all(self._problems())
+
+    def _problems(self) -> Iterator[str]:
         if self.d_v != self.d_k:
-            raise ConfigError(f"model.transformer.d_v is {self.d_v}: it must be d_k, which is {self.d_k}.")
+            yield f"model.transformer.d_v is {self.d_v}: it must be d_k, which is {self.d_k}."
         if self.dropout_p >= 1:
-            raise ConfigError(f"model.transformer.dropout_p is {self.dropout_p}: it must be below 1.")
+            yield f"model.transformer.dropout_p is {self.dropout_p}: it must be below 1."
         if self.qk_norm == 1 and (self.qk_exp_seq_len or 0) < 2:
-            raise ConfigError(
+            yield (
                 "model.transformer.qk_norm 1 needs qk_exp_seq_len: tokens per view times the number of views."
             )
 

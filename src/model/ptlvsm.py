@@ -13,10 +13,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ..config import key
+from ..config import key, raise_all
 from ..geometry.camera import Cameras, Views, plucker, rebase
 from ..geometry.rotation import decode_pose, encode_pose
-from .base import PoseTokenizer, ViewSynthesizer, check_patch_sizes
+from .base import PoseTokenizer, ViewSynthesizer, patch_size_problems
 from .dinov2 import DinoTokenizer, check_width, image_tokenizer
 from .patch import PixelHead, patch_tokenizer
 from .transformer import TransformerSettings, transformer_stack
@@ -54,7 +54,7 @@ class Config:
     unposed: Unposed = key("treatment of poses", Unposed, section="unposed")
 
     def __post_init__(self) -> None:
-        check_patch_sizes(self.image_tokenizer, self.target_pose_tokenizer)
+        raise_all(patch_size_problems(self.image_tokenizer, self.target_pose_tokenizer))
         check_width(self.image_tokenizer, self.transformer.d)
 
 

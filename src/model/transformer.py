@@ -9,7 +9,7 @@ Public: TransformerSettings, RMSNorm, attention, Attention, Block, BlockStack, t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import ConfigError, key
+from ..config import key, raise_all
 from .prope import CameraEncoding
 
 
@@ -40,13 +40,16 @@ class TransformerSettings:
     )
 
     def __post_init__(self) -> None:
+        raise_all(self._problems())
+
+    def _problems(self) -> Iterator[str]:
         for name, value in vars(self).items():
             if type(value) is int and value < 1:
-                raise ConfigError(f"model.transformer.{name} is {value}: expected at least 1.")
+                yield f"model.transformer.{name} is {value}: expected at least 1."
         if self.init_std <= 0:
-            raise ConfigError(f"model.transformer.init_std is {self.init_std}: it must be positive.")
-        if self.d % self.d_head:
-            raise ConfigError(
+            yield f"model.transformer.init_std is {self.init_std}: it must be positive."
+        if self.d_head > 0 and self.d % self.d_head:
+            yield (
                 f"model.transformer.d is {self.d}, which model.transformer.d_head {self.d_head} does not "
                 "divide."
             )

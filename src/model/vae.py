@@ -14,7 +14,7 @@ Public: Vae (settings), ImageCodec, ARCHITECTURES, autoencoder_arguments.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..config import ConfigError, key
+from ..config import ConfigError, key, raise_all
 from ..geometry.camera import Views, full_precision
 from .lora import is_adapted
 
@@ -109,23 +109,27 @@ class Vae:
     )
 
     def __post_init__(self) -> None:
+        raise_all(self._problems())
+
+    def _problems(self) -> Iterator[str]:
         unknown = sorted(self.architecture.keys() - ARGUMENTS)
         if unknown:
-            raise ConfigError(
+            yield (
                 f"model.vae.architecture.{unknown[0]} is no argument of AutoencoderKL. Known: {', '.join(sorted(ARGUMENTS))}."
             )
         if self.name == "custom" and "block_out_channels" not in self.architecture:
-            raise ConfigError(
+            yield (
                 "model.vae.name is custom, but model.vae.architecture names no block_out_channels: copy the "
                 "config.json of the autoencoder into model.vae.architecture."
             )
+            return
         for given, true in (("num_latent_channels", self.channels), ("downsample_factor", self.factor)):
             if getattr(self, given) not in (0, true):
-                raise ConfigError(
+                yield (
                     f"model.vae.{given} is {getattr(self, given)}, but the architecture of {self.name or 'no VAE'} makes {true}."
                 )
         if self.name and not self.latent_loss_weight + self.image_loss_weight:
-            raise ConfigError(
+            yield (
                 "model.vae.latent_loss_weight and model.vae.image_loss_weight are both 0: there is nothing to minimise."
             )
 

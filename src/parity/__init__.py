@@ -41,10 +41,19 @@ READERS: dict[tuple[str, str], str] = {
     ("lvsm_latent", "preprocess"): "lvsm_latent_data.preprocess",
     ("lvsm_latent", "dataset"): "lvsm_latent_data.dataset",
     ("lact", "cameras_and_data"): "lact_data.cameras_and_data",
+    ("mvldm", "consistency_metric"): "met3r.consistency_metric",
+    ("mvldm", "preprocess"): "mvldm_data.preprocess",
+    ("mvldm", "model"): "mvldm.model",
+    ("mvldm", "ray_encoding"): "mvldm.ray_encoding",
+    ("mvldm", "video_sampling"): "mvldm_video.video_sampling",
 }
 """(system, kind) of a golden file -> module and function here that computes our version of its outputs."""
 
-NO_SUCH_STAGE: dict[tuple[str, str], dict[str, str]] = {}
+NO_SUCH_STAGE: dict[tuple[str, str], dict[str, str]] = {
+    ("mvldm", "ray_encoding"): {
+        "context_xy": "rays are made from rows and columns, without a grid of pixel centres"
+    },
+}
 """(system, kind) -> {pattern of an intermediate tensor that our design does not have: reason}."""
 
 

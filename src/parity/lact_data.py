@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.dataset import SceneDataset, ViewSettings
+from ..data.dataset import SceneDataset
 from ..data.import_transforms import opencv_w2c, read_lens
 from ..data.lens import Undistorter
+from ..data.view_settings import ViewSettings
 from ..geometry.camera import Cameras
 from ..geometry.frames import normalize_cameras
 from ..geometry.trajectory import TRAJECTORIES

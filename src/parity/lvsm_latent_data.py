@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..data.bounded_views import Chosen, choose_bounded, choose_gap, context_counts, farthest_points
-from ..data.dataset import SceneDataset, ViewSettings
+from ..data.dataset import SceneDataset
 from ..data.index_generators import PairRules, around_one_frame
 from ..data.overlap import Pinholes, fields_of_view_deg, overlaps
 from ..data.scene import SceneError
 from ..data.transforms import cover_and_crop, mirrored_pose
+from ..data.view_settings import ViewSettings
 from ..geometry.camera import Cameras, pixel_rays
 from ..settings import Training
 from ..settings_views import ViewSelector
@@ -215,12 +216,12 @@ def _crop(image: np.ndarray, fxfycxcy: np.ndarray, c2w: Tensor, height: int, wid
     ray_o, ray_d = pixel_rays(camera)
     return {
         "image_uint8": torch.from_numpy(cropped.copy()).permute(2, 0, 1),
-        "intrinsics": _matrix(torch.from_numpy(pixels).float(), height, width),
+        "intrinsics": normalised_matrix(torch.from_numpy(pixels).float(), height, width),
         "plucker": torch.cat([ray_d, torch.linalg.cross(ray_o, ray_d, dim=2)], dim=2)[0, 0],
     }
 
 
-def _matrix(fxfycxcy: Tensor, height: int, width: int) -> Tensor:
+def normalised_matrix(fxfycxcy: Tensor, height: int, width: int) -> Tensor:
     """Pixels -> K divided by the image size. [..., 4] -> [..., 3, 3]"""
     fx, fy, cx, cy = (fxfycxcy / fxfycxcy.new_tensor([width, height, width, height])).unbind(-1)
     zero, one = torch.zeros_like(fx), torch.ones_like(fx)
@@ -263,7 +264,7 @@ def _example(scenes: SceneDataset, selection: dict, config: dict) -> dict:
     views = {
         "index": sample["index"][:, 0],
         "extrinsics": sample["c2w"],
-        "intrinsics": _matrix(sample["fxfycxcy"], height, width),
+        "intrinsics": normalised_matrix(sample["fxfycxcy"], height, width),
         "near": torch.full((len(sample["c2w"]),), config["near"]),
         "far": torch.full((len(sample["c2w"]),), config["far"]),
         "image_mean": sample["image"].float().mean(dim=(1, 2, 3)) / 255,

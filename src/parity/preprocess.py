@@ -12,12 +12,14 @@ import numpy as np
 import torch
 
 from ..data.convert import Options, convert
-from ..data.dataset import SceneDataset, ViewSettings
+from ..data.dataset import SceneDataset
 from ..data.transforms import decode_image, invert_pose, resize_and_crop
 from ..data.view_sampler import bounded_frames
+from ..data.view_settings import ViewSettings
 from ..geometry.camera import Cameras, pixel_rays
 from ..geometry.frames import normalize_cameras
-from ..settings import Training, ViewSelector
+from ..settings import Training
+from ..settings_views import ViewSelector
 from .report import Golden
 
 published_resize = partial(resize_and_crop, by_height=True)

@@ -353,6 +353,6 @@ def page_scenes(out: Path) -> list[dict]:
 def test_an_unknown_camera_path_is_refused_before_anything_is_rendered(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    overrides = ["inference.render_video=true", "inference.render_video_config.traj_type=spiral"]
+    overrides = ["inference.render_video=true", "inference.render_video_config.traj_type=corkscrew"]
     assert inference.main(["-c", str(write_config(tmp_path, data)), *overrides]) == 2
     assert "Known: interpolate" in capsys.readouterr().err

@@ -15,7 +15,8 @@ from src.data.bounded_views import choose_bounded, choose_gap, context_counts, f
 from src.data.loader import BatchNumbers, ContextCounts, training_loader
 from src.data.view_sampler import Wanted, view_sampler
 from src.model import family_config
-from src.settings import Training, ViewSelector, config_from_tree
+from src.settings import Training, config_from_tree
+from src.settings_views import ViewSelector
 
 WARM = {
     "min_frame_dist": 20,
@@ -155,6 +156,20 @@ def test_the_window_shrinks_with_the_number_of_context_views():
         assert (min(gaps), max(gaps)) == limits, count
 
 
+def test_targets_need_not_be_context_views():
+    """As published they may be; a distance of 1 keeps them out, of 4 also their neighbours."""
+    for inset, allowed in ((0, range(21)), (1, range(1, 20)), (4, range(4, 17))):
+        selector = ViewSelector(min_frame_dist=20, max_frame_dist=20, min_distance_to_context_views=inset)
+        drawn = [choose_bounded(path(21), 2, 3, selector, 0, random.Random(seed)) for seed in range(200)]
+        assert {frame for chosen in drawn for frame in chosen.target} == set(allowed)
+    outside = ViewSelector(
+        min_frame_dist=4, max_frame_dist=4, min_distance_to_context_views=2, max_distance_to_context_views=3
+    )
+    for seed in range(100):
+        chosen = choose_bounded(path(30), 2, 3, outside, 0, random.Random(seed))
+        assert all(min(abs(f - c) for c in chosen.context) >= 2 for f in chosen.target)
+
+
 def test_targets_keep_their_distance_from_the_context():
     selector = ViewSelector(min_frame_dist=8, max_frame_dist=20, min_distance_to_context_views=3)
     for seed in range(300):
@@ -260,7 +275,7 @@ def test_every_frame_is_context_and_target(raw):
         ({"view_sampler": "boundedv2", "num_views": 7, "num_input_views": 1}, "at least 2"),
         ({"view_sampler": "all"}, "batch_size_per_gpu: 1"),
         ({"view_sampler": "arbitrary", "view_selector": ViewSelector(context_views=[1])}, "lists 1 frames"),
-        ({"augment": True, "vae_latents": "vae_latents"}, "unmirrored"),
+        ({"augment": True, "vae_latents": "vae_latents"}, "unchanged"),
         ({"make_baseline_1": True}, "pose_frame: none"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -15,7 +15,8 @@ from raw_chunks import assert_same, config, encoded, picture, scene, write_chunk
 
 from src.config import ConfigError
 from src.data.convert import Options, convert
-from src.data.dataset import SceneDataset, ViewSettings
+from src.data.dataset import SceneDataset
+from src.data.view_settings import ViewSettings
 from src.files import exclusive
 
 

@@ -11,11 +11,12 @@ import torch
 from raw_chunks import config, scene, write_chunks
 
 from src.config import ConfigError
-from src.data.dataset import SceneDataset, ViewSettings
+from src.data.dataset import SceneDataset
 from src.data.eval_index import Entry, evaluation_loader
 from src.data.meta import write_meta
 from src.data.scene import SceneError
 from src.data.transforms import cover_and_crop, mirror
+from src.data.view_settings import ViewSettings
 from src.geometry.camera import Cameras, pixel_rays
 
 
@@ -114,6 +115,24 @@ def test_baseline_1_puts_the_outer_context_views_one_apart(raw):
     torch.testing.assert_close(scaled["camera_scale"], factor)
     with pytest.raises(SceneError, match="make_baseline_1"):
         open_set(raw, pose_frame="none", make_baseline_1=True).evaluation_sample(1, (2, 2), (5,))
+
+
+def test_baseline_1_of_a_single_context_view_is_the_way_to_the_farthest_view(raw):
+    """As in training, where a second context view stood at that distance: evaluation is of the same scale."""
+    plain = open_set(raw, pose_frame="none").evaluation_sample(1, (1,), (3, 8, 5))
+    scaled = open_set(raw, pose_frame="none", make_baseline_1=True).evaluation_sample(1, (1,), (3, 8, 5))
+    ways = (plain["c2w"][1:, :3, 3] - plain["c2w"][0, :3, 3]).norm(dim=1)
+    torch.testing.assert_close(scaled["c2w"][:, :3, 3], plain["c2w"][:, :3, 3] / ways.max())
+
+
+def test_examples_of_one_scene_do_not_inherit_each_others_scale(raw):
+    scenes = open_set(raw, pose_frame="none", make_baseline_1=True)
+    first = scenes.evaluation_sample(1, (1, 8), (5,))
+    scenes.evaluation_sample(1, (2, 4), (3,))
+    again = scenes.evaluation_sample(1, (1, 8), (5,))
+    assert torch.equal(again["c2w"], first["c2w"]) and torch.equal(
+        again["camera_scale"], first["camera_scale"]
+    )
 
 
 def test_the_published_crop_leaves_the_principal_point_where_it_was():

@@ -12,12 +12,13 @@ from PIL import Image
 from raw_chunks import config
 
 from src.config import ConfigError
-from src.data.dataset import SceneDataset, ViewSettings, open_scenes
+from src.data.dataset import SceneDataset, open_scenes
 from src.data.import_formats import import_from
 from src.data.import_transforms import opencv_w2c
 from src.data.importing import ImportOptions
 from src.data.lens import Lens, Undistorter
 from src.data.transforms import decode_image
+from src.data.view_settings import ViewSettings
 
 PLAIN = {"k1": 0.09, "k2": -0.03, "p1": 0.004, "p2": -0.003}
 RATIONAL = {"k1": 0.12, "k2": 0.05, "p1": 0.001, "p2": 0.002, "k3": 0.02, "k4": 0.03, "k5": 0.01, "k6": 0.005}

@@ -15,7 +15,7 @@ from src.data.batch import split_views, to_device
 from src.data.loader import BatchNumbers, ContextCounts, plan_prefetch, training_loader
 from src.data.scene import SceneError
 from src.geometry.frames import normalize_cameras
-from src.settings import ViewSelector
+from src.settings_views import ViewSelector
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ from PIL import Image
 from raw_chunks import config
 
 from src.config import ConfigError
-from src.data.dataset import SceneDataset, ViewSettings, open_scenes
+from src.data.dataset import SceneDataset, open_scenes
 from src.data.eval_index import evaluation_loader
 from src.data.loader import training_loader
 from src.data.scene import FrameError, SceneError
-from src.settings import ViewSelector
+from src.data.view_settings import ViewSettings
+from src.settings_views import ViewSelector
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from src.data.scene import SceneError
 from src.data.view_choice import choose_frames
 from src.data.view_clusters import camera_features, kmeans_frames
 from src.data.view_sampler import Wanted, view_sampler
-from src.settings import ViewSelector
+from src.settings_views import ViewSelector
 
 
 def scene(w2c, missing=()):

@@ -8,7 +8,7 @@ import pytest
 
 from src.config import ConfigError
 from src.data.view_sampler import bounded_frames, view_sampler
-from src.settings import ViewSelector
+from src.settings_views import ViewSelector
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""Two gloo processes train like one with the double batch, and decide alike about bad steps."""
+"""Two gloo processes train like one with the double batch, whole or sharded, and decide alike about bad steps."""
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
 import subprocess
@@ -15,12 +14,12 @@ import torch
 from tiny_run import largest_difference, losses, records, write_config, write_scenes
 from worker import SCENARIOS
 
-import src.train
+import src.step
 from src.checkpoint import find_checkpoints, load_training_state, read_manifest
 from src.optim import clip_or_skip
 from src.train import main
 
-TIMEOUT_S = 240
+TIMEOUT_S = 480
 """For all scenarios together; they take some ten seconds on two idle cores."""
 
 
@@ -40,25 +39,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cli_env: dict[str, str]) ->
     folder = tmp_path_factory.mktemp("ddp")
     data = write_scenes(folder / "data")
     common = {"batch_size_per_gpu": 1, "train_steps": 4}
-    write_config(folder / "train.yaml", data, folder / "train", **common, eval_every=2, vis_every=2)
-    write_config(folder / "accumulated.yaml", data, folder / "accumulated", **common, grad_accum_steps=3)
-    write_config(folder / "nan.yaml", data, folder / "nan", **common)
-    write_config(folder / "stopped.yaml", data, folder / "stopped", **common, checkpoint_every=100)
-    write_config(
-        folder / "diverged.yaml", data, folder / "diverged", **common, max_bad_steps=2, checkpoint_every=1
-    )
-    write_config(
-        folder / "resumed.yaml",
-        data,
-        folder / "resumed",
-        batch_size_per_gpu=1,
-        train_steps=6,
-        resume_ckpt=str(folder / "train"),
-    )
+    scored = {"eval_every": 2, "vis_every": 2, "ema_decay": 0.9}
+    further = {"train_steps": 6, "resume_ckpt": str(folder / "train")}
+    fsdp = {"parallel": "fsdp"}
+    settings = {
+        "train": scored,
+        "accumulated": {"grad_accum_steps": 3},
+        "nan": {},
+        "diverged": {"max_bad_steps": 2, "checkpoint_every": 1},
+        "failed": {"grad_accum_steps": 2},
+        "no_data": {"max_bad_steps": 2, "checkpoint_every": 1},
+        "stopped": {"checkpoint_every": 100},
+        "stopped_scoring": {"checkpoint_every": 100, "eval_every": 2},
+        "resumed": further,
+        "fsdp": fsdp | scored,
+        "fsdp_accumulated": fsdp | {"grad_accum_steps": 3, "grad_checkpoint_every": 1},
+        "fsdp_no_data": fsdp,
+        "fsdp_resumed": fsdp | further,
+        "fsdp_three": fsdp | further | {"resume_ckpt": str(folder / "fsdp")},
+    }
+    for name in SCENARIOS:
+        write_config(folder / f"{name}.yaml", data, folder / name, **(common | settings[name]))
     worker = Path(__file__).with_name("worker.py")
     ports = free_ports(len(SCENARIOS))
     path = f"{worker.parent.parent}:{cli_env['PYTHONPATH']}"
-    commands = [[sys.executable, str(worker), str(rank), str(folder), *ports] for rank in (0, 1)]
+    commands = [[sys.executable, str(worker), str(rank), str(folder), *ports] for rank in (0, 1, 2)]
     processes = [
         subprocess.Popen(c, env={**cli_env, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
         for c in commands
@@ -68,13 +73,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cli_env: dict[str, str]) ->
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(errors)
     return folder
 
 
 def seen(folder: Path, scenario: str) -> list[dict[str, Any]]:
-    """What rank 0 and rank 1 saw."""
-    return [torch.load(folder / f"{scenario}_rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    """What each rank saw."""
+    ranks = range(SCENARIOS[scenario])
+    return [torch.load(folder / f"{scenario}_rank{rank}.pt", weights_only=True) for rank in ranks]
 
 
 def alone(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, **training: Any) -> tuple[Path, list]:
@@ -85,16 +91,9 @@ def alone(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, **training: 
         gradients.append([p.grad.clone() for p in parameters])
         return clip_or_skip(parameters, *rest, **options)
 
-    monkeypatch.setattr(src.train, "clip_or_skip", recording)
-    root, ours = logging.getLogger(), logging.getLogger("src")
-    before = root.handlers[:], root.level, ours.level
+    monkeypatch.setattr(src.step, "clip_or_skip", recording)
     config = write_config(folder / f"{name}.yaml", folder / "data" / "train", folder / name, **training)
-    try:
-        assert main(["--config", str(config)]) == 0
-    finally:
-        root.handlers[:] = before[0]
-        root.setLevel(before[1])
-        ours.setLevel(before[2])
+    assert main(["--config", str(config)]) == 0
     return folder / name, gradients
 
 
@@ -118,12 +117,15 @@ def test_two_processes_equal_one_with_the_double_batch(
 
 def test_all_ranks_hold_the_same_weights_at_every_step(folder: Path) -> None:
     for scenario in SCENARIOS:
-        first, second = seen(folder, scenario)
-        assert len(first["steps"]) == len(second["steps"]) > 0
-        for one, other in zip(first["steps"], second["steps"]):
-            assert one["stepped"] == other["stepped"]
-            assert largest(one["weights"], other["weights"]) == 0
-        assert largest(first["last"], second["last"]) == 0
+        first, *others = seen(folder, scenario)
+        for second in others:
+            assert first["status"] == second["status"]
+            assert len(first["steps"]) == len(second["steps"]) > 0
+            for one, other in zip(first["steps"], second["steps"]):
+                assert one["stepped"] == other["stepped"]
+                assert largest(one["weights"], other["weights"]) == 0
+            if not scenario.startswith("fsdp"):  # there each rank has other rows
+                assert largest(first["last"], second["last"]) == 0
 
 
 def test_gradients_travel_once_per_step_however_many_micro_steps_there_are(folder: Path) -> None:
@@ -149,6 +151,47 @@ def test_a_nan_on_one_rank_skips_the_step_on_all_and_touches_no_weight(folder: P
     assert bad["step"] == 2 and len(bad["scenes"]) == 1  # that of rank 1 alone
 
 
+def test_a_forward_pass_that_fails_on_one_rank_costs_that_step_on_all(folder: Path) -> None:
+    """In the first micro-batch of step 2 and in the last of step 3: no gradient of these steps is left."""
+    for rank in seen(folder, "failed"):
+        assert rank["status"] == 0
+        assert [step["stepped"] for step in rank["steps"]] == [True, True]  # steps 1 and 4
+    failed = records(folder / "failed", "bad_step")
+    assert [entry["step"] for entry in failed] == [2, 3]
+    assert all(entry["problem"] == "ValueError: this scene cannot be used" for entry in failed)
+    assert all(len(entry["scenes"]) == 2 for entry in failed)  # those of rank 1 alone
+    (last,) = find_checkpoints(folder / "failed")[-1:]
+    assert load_training_state(last)["progress"]["bad"] == 2
+
+
+def test_gradients_after_a_failed_step_are_those_of_their_own_samples(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 4, against one process that takes only steps 1 and 4: in the first the rate is 0, so weights are equal."""
+    settings = {
+        "batch_size_per_gpu": 2,
+        "grad_accum_steps": 2,
+        "train_steps": 4,
+        "lr": 0.0,
+        "weight_decay": 0.0,
+    }
+    _, gradients = alone(folder, "failed_alone", monkeypatch, **settings)
+    for rank in seen(folder, "failed"):
+        assert largest(gradients[3], rank["steps"][1]["gradients"]) < 1e-6
+
+
+def test_a_rank_without_data_stops_all_after_max_bad_steps(folder: Path) -> None:
+    for rank in seen(folder, "no_data"):
+        assert rank["status"] == 3
+        assert [step["stepped"] for step in rank["steps"]] == [True]
+    assert [entry["problem"] for entry in records(folder / "no_data", "bad_step")] == [
+        "ValueError: this scene cannot be used"
+    ] * 2
+    for rank in seen(folder, "fsdp_no_data"):
+        assert rank["status"] == 0
+        assert [step["stepped"] for step in rank["steps"]] == [True] * 3
+
+
 def test_too_many_bad_steps_stop_all_ranks_with_status_3_and_keep_the_last_checkpoint(folder: Path) -> None:
     for rank in seen(folder, "diverged"):
         assert rank["status"] == 3
@@ -164,6 +207,44 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_after_a_checkpoint(fold
         assert rank["status"] == 128 + signal.SIGTERM
         assert len(rank["steps"]) == 2
     assert read_manifest(find_checkpoints(folder / "stopped")[-1])["step"] == 2
+
+
+def test_a_signal_to_one_rank_ends_an_evaluation_on_all(folder: Path) -> None:
+    for rank in seen(folder, "stopped_scoring"):
+        assert rank["status"] == 128 + signal.SIGTERM
+        assert len(rank["steps"]) == 2
+    assert read_manifest(find_checkpoints(folder / "stopped_scoring")[-1])["step"] == 2
+    assert not records(folder / "stopped_scoring", "eval")
+
+
+def test_sharded_training_equals_whole_training(folder: Path) -> None:
+    """Weights, moments, averages, losses and scores; each rank kept about half of the weights."""
+    for scenario in ("train", "accumulated", "resumed"):
+        sharded = {"train": "fsdp"}.get(scenario, f"fsdp_{scenario}")
+        assert largest_difference(folder / scenario, folder / sharded) < 1e-5
+        assert losses(folder / sharded) == pytest.approx(losses(folder / scenario), rel=1e-4)
+    states = [load_training_state(find_checkpoints(folder / name)[-1]) for name in ("train", "fsdp")]
+    one, other = (state["optimizer"]["state"] for state in states)
+    assert one.keys() == other.keys()
+    for number, moments in one.items():
+        assert largest(list(moments.values()), list(other[number].values())) < 1e-6
+    averages = [list(state["ema"]["averages"].values()) for state in states]
+    assert largest(*averages) < 1e-5
+    scores = [[entry["headline"]["psnr"] for entry in records(folder / n, "eval")] for n in ("train", "fsdp")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3) and len(scores[0]) == 2
+    assert (folder / "fsdp" / "iter_00000002" / "uids.txt").is_file()
+    sizes = [sum(p.numel() for p in seen(folder, name)[1]["last"]) for name in ("train", "fsdp")]
+    assert 0.4 < sizes[1] / sizes[0] < 0.6
+
+
+def test_what_two_sharded_processes_saved_goes_on_in_one_and_in_three(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"batch_size_per_gpu": 3, "train_steps": 6, "resume_ckpt": str(folder / "fsdp")}
+    single, _ = alone(folder, "fsdp_alone", monkeypatch, **settings)
+    assert [step["stepped"] for step in seen(folder, "fsdp_three")[2]["steps"]] == [True, True]
+    assert largest_difference(single, folder / "fsdp_three") < 1e-5
+    assert losses(folder / "fsdp_three") == pytest.approx(losses(single), rel=1e-4)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(

@@ -93,6 +93,9 @@ OWN = {
     "spin": {"elevation_deg": 10, "radius": 2},
     "wobble": {"radius": 0.3, "turns": 1},
     "exaggerated": {"radius": 0.3, "turns": 3, "reach": 1},
+    "orbit": {"degrees": 40},
+    "spiral": {"radius": 0.1, "turns": 2},
+    "dolly": {"reach": 0.2, "hold_size": True},
 }
 
 

@@ -94,6 +94,15 @@ def test_a_published_file_of_lact_loads_as_it_is_and_makes_the_published_names(n
     assert ours.image_tokenizer == config.model.image_tokenizer
 
 
+def test_the_config_of_mv_ldm_makes_the_tensors_of_the_published_file(shared):
+    path = shared / "parity/mvldm/manifest_mvldm-1.0_re10k_baseline.json"
+    published = json.loads(path.read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        model = build_model(load_config(CONFIGS / "mvldm.yaml", [], family_config).model)
+    assert {name: list(tensor.shape) for name, tensor in model.state_dict().items()} == published
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_152_511_467
+
+
 @pytest.mark.parametrize(
     "family,change,message",
     [

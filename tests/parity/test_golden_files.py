@@ -15,7 +15,7 @@ from src.model.transformer import RMSNorm
 from src.parity import measure
 
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "parity"
-SYSTEMS = ("lvsm", "uplvsm", "lact", "efficient_lvsm", "prope", "lvsm_latent", "lvsm_pytorch")
+SYSTEMS = ("lvsm", "uplvsm", "lact", "efficient_lvsm", "prope", "lvsm_latent", "lvsm_pytorch", "mvldm")
 FILES = sorted(path for system in SYSTEMS for path in (FOLDER / system).glob("*.pt"))
 ABSENT = pytest.mark.skip(reason=f"needs golden files in {FOLDER}, which are not there")
 

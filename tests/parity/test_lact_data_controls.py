@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import src.parity.lact_data as reader
-from src.data import dataset, import_transforms, lens, transforms
+from src.data import import_transforms, lens, transforms, view_reader
 from src.parity.report import FAIL, check_file, load_golden
 
 
@@ -26,7 +26,7 @@ def test_nothing_fails_as_it_is(golden):
 
 
 def test_white_before_resizing_shows(golden, monkeypatch):
-    monkeypatch.setattr(dataset, "decode_pixels", transforms.decode_image)
+    monkeypatch.setattr(view_reader, "decode_pixels", transforms.decode_image)
     assert failures(golden) == {"dataset0"}
 
 
@@ -47,6 +47,8 @@ def test_the_right_pixel_centres_show(golden, monkeypatch):
 
 def test_the_given_world_shows(golden, monkeypatch):
     monkeypatch.setattr(
-        reader, "opencv_w2c", lambda matrix, undo_world: import_transforms.opencv_w2c(matrix, undo_world=False)
+        reader,
+        "opencv_w2c",
+        lambda matrix, undo_world: import_transforms.opencv_w2c(matrix, undo_world=False),
     )
     assert failures(golden) == {"dl3dv0"}

@@ -8,12 +8,13 @@ Public: Config, LVSMFamily.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ...config import ConfigError, key
+from ...config import key, raise_all
 from ...geometry.camera import Cameras, Views, plucker
 from ..base import ImageTokenizer, ViewSynthesizer
 from .cameras import camera_arguments, to_plucker_rays
@@ -47,15 +48,16 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        raise_all(self._problems())
+
+    def _problems(self) -> Iterator[str]:
         if self.max_image_size % self.patch_size:
-            raise ConfigError(
+            yield (
                 f"model.max_image_size is {self.max_image_size}: expected a multiple of model.patch_size, which is "
                 f"{self.patch_size}."
             )
         if self.dropout_input_ray_prob > 1:
-            raise ConfigError(
-                f"model.dropout_input_ray_prob is {self.dropout_input_ray_prob}: expected 0 to 1."
-            )
+            yield (f"model.dropout_input_ray_prob is {self.dropout_input_ray_prob}: expected 0 to 1.")
 
     @property
     def image_tokenizer(self) -> ImageTokenizer:
