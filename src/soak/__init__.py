@@ -1,0 +1,1 @@
+"""A training under kills, full disks and corrupted checkpoints, compared with one that was left alone."""
