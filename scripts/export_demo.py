@@ -2,8 +2,8 @@
 
     python -m scripts.export_demo --config config/demo.yaml --hardware "one CPU core, 90 minutes"
 
-Writes inference.checkpoint (bfloat16 safetensors), scores it on the config's held-out scenes, and writes the card,
-`README.md`, beside it. Prints the scores.
+Writes inference.checkpoint (bfloat16 safetensors) with its config.json, scores it on the config's held-out scenes, and
+writes the card, `README.md`, beside it. Prints the scores.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ import argparse
 import sys
 from pathlib import Path
 
-import safetensors.torch
-import torch
-
 from src.checkpoint import load_weights, newest_checkpoint, read_manifest
 from src.cli import guarded
 from src.config import ConfigError
 from src.data.synthetic import read_spec
 from src.evaluate import evaluate
-from src.files import replacing, write_text
+from src.export import export_weights
+from src.files import write_text
 from src.floors import FLOORS
 from src.inference_fast import open_session, scores_table
 from src.model import family_config
+from src.pretrained import CONFIG
 from src.settings import RunConfig, load_config
 
 LARGEST_BYTES, MOST_PARAMETERS = 15 * 2**20, 7_000_000  # what a repository should carry
 
-CARD = """# Demo weights
+CARD = """---
+library_name: parallax-nvs
+license: apache-2.0
+tags:
+- novel-view-synthesis
+---
+
+# Demo weights
 
 `model.safetensors` is a KV-LVSM (`src/model/kvlvsm.py`) with {parameters:.2f} million parameters in bfloat16, settings in
 `{config}`. It renders {size} x {size} pixels from two photos of a room, and knows no other world than the synthetic rooms of
@@ -49,6 +55,7 @@ Scores on {evaluated} rooms of another seed, which took no part in training (thr
 
     python -m scripts.make_synthetic --output datasets/demo --train_scenes 0 --test_scenes 24
     python -m src.inference --config {config}
+    python -m src.viewer --checkpoint checkpoints/demo --data datasets/demo/test
 
 `{config}` says how it was trained; `python -m scripts.export_demo` makes this folder out of a checkpoint.
 """
@@ -78,17 +85,15 @@ def _run(argv: list[str] | None) -> None:
 
 
 def export(checkpoint: Path, place: Path) -> int:
-    """Write a checkpoint's weights in bfloat16 to `place`; how many numbers they are.
+    """Write a checkpoint's weights in bfloat16 to `place`, its config beside it, as the hub has it; how many numbers they are.
 
     Raises:
         ValueError: they are more than a repository should carry.
     """
-    weights = {name: x.to(torch.bfloat16).contiguous() for name, x in load_weights(checkpoint).items()}
-    parameters = sum(x.numel() for x in weights.values())
+    parameters = sum(x.numel() for x in load_weights(checkpoint).values())
     if parameters > MOST_PARAMETERS or 2 * parameters > LARGEST_BYTES:
         raise ValueError(f"{checkpoint} has {parameters} parameters: at most {MOST_PARAMETERS} fit here.")
-    with replacing(place) as temporary:
-        safetensors.torch.save_file(weights, temporary)
+    export_weights(checkpoint, place, dtype="bf16", beside=place.with_name(CONFIG))
     return parameters
 
 

@@ -26,7 +26,7 @@ from src.checkpoint import (
     read_manifest,
     weights_digest,
 )
-from src.cli import guarded
+from src.cli import guarded, printable
 from src.pretrained import CONFIG, pretrained_config
 from src.sizes import sizes_of
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         "path", type=Path, help="checkpoint folder, run folder, hub folder, .safetensors, .pt or .ckpt"
     )
     path = parser.parse_args(argv).path
-    return guarded(lambda: print("\n".join(describe(path))))
+    return guarded(lambda: print(printable("\n".join(describe(path)))))
 
 
 def describe(path: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ Prints a table and writes `<inference_out_dir>/scores.json`; scenes that could n
 `missing_scenes.txt`. With `inference.view_selection` the chosen views go to `chosen_views.json`, an index file. Exit
 status 0 when scores were written, 2 after a mistake that a message explains.
 
-Public: main, Session, open_session, load_model, make_out_dir, write_report, scores_table.
+Public: main, Session, open_session, make_out_dir, write_report, scores_table.
 """
 
 from __future__ import annotations
@@ -19,33 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .checkpoint import (
-    find_checkpoints,
-    load_into,
-    load_training_state,
-    load_weights,
-    newest_checkpoint,
-    weights_digest,
-)
 from .cli import guarded, read_config
 from .config import ConfigError
 from .data.eval_index import evaluation_loader
-from .ema import fill_with_averages
 from .evaluate import Metrics, evaluate
 from .files import writable, write_text
 from .floors import FLOORS
 from .metrics import build_metrics
-from .model import build_model
 from .model.base import ViewSynthesizer
+from .pretrained import load_model
 from .runtime import Runtime, from_main, set_precision, setup_logging, start, stop
 from .settings import RunConfig
 
 log = logging.getLogger(__name__)
-
-UNTRAINED = "random"
-"""`inference.checkpoint` that asks for freshly initialised weights."""
 
 CHOSEN_VIEWS = "chosen_views.json"
 """Index file of the views that `inference.view_selection` chose, for `inference.view_idx_file_path` of other runs."""
@@ -117,35 +103,6 @@ def make_out_dir(out_dir: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not writable(folder):
         raise ConfigError(f"inference.inference_out_dir {folder} is read-only: name another folder.")
-
-
-def load_model(config: RunConfig) -> tuple[ViewSynthesizer, dict[str, str]]:
-    """The model with its weights, loaded strictly, and their description for the report."""
-    source = config.inference.checkpoint or config.training.checkpoint_dir
-    if not source:
-        raise ConfigError(
-            "no weights: set inference.checkpoint (or training.checkpoint_dir) to a checkpoint file or folder; "
-            f"inference.checkpoint={UNTRAINED} asks for an untrained model."
-        )
-    torch.manual_seed(
-        config.training.seed
-    )  # not offset by the rank: an untrained model is the same on all ranks
-    model = build_model(config.model)
-    if source == UNTRAINED:
-        log.warning("The weights are random, as inference.checkpoint=%s asks.", UNTRAINED)
-        return model, {"path": UNTRAINED, "digest": ""}
-    path = Path(source)
-    if path.is_dir() and find_checkpoints(path):
-        path = newest_checkpoint(
-            path
-        )  # of a run folder; named in the report, and the same for load and digest
-    load_into(model, load_weights(path), path)
-    weights = {"path": str(path), "digest": weights_digest(path)}
-    if config.inference.use_ema and path.is_dir() and (averages := load_training_state(path).get("ema")):
-        fill_with_averages(model, averages)
-        log.info("Averaged weights of %s (inference.use_ema).", path)
-        weights["averaged"] = "true"
-    return model, weights
 
 
 # ----------------------------------------------------------------------------------------------- output

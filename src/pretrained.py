@@ -1,4 +1,4 @@
-"""A model in one folder, as the Hugging Face hub keeps it, and the way from a name to a model that is ready.
+"""From a config or a name to a model that is ready; and a model in one folder, as the Hugging Face hub keeps it:
 
     config.json         what the model is and how photos are prepared for it; a config file like any other (JSON is YAML)
     model.safetensors   its weights
@@ -6,11 +6,12 @@
 
 Of a stranger's folder these sections alone are read, and nothing in it is executed.
 
-Public: from_pretrained, pretrained_config, write_pretrained, HUB_ID.
+Public: from_pretrained, load_model, UNTRAINED, pretrained_config, write_pretrained, HUB_ID, CONFIG.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +19,32 @@ from typing import Any
 
 import torch
 
-from .checkpoint import WEIGHTS, CheckpointError, is_checkpoint, newest_checkpoint, read_manifest
+from .checkpoint import (
+    WEIGHTS,
+    CheckpointError,
+    find_checkpoints,
+    is_checkpoint,
+    load_into,
+    load_training_state,
+    load_weights,
+    newest_checkpoint,
+    read_manifest,
+    weights_digest,
+)
 from .config import ConfigError, parse_overrides, set_path
+from .ema import fill_with_averages
 from .export import Export, export_weights, model_sections
 from .files import read_json, write_text
-from .inference_fast import load_model
-from .model import family_config
+from .model import build_model, family_config
 from .model.base import ViewSynthesizer
 from .settings import RunConfig, config_from_tree
 
+log = logging.getLogger(__name__)
+
 CONFIG, CARD = "config.json", "README.md"
+UNTRAINED = "random"
+"""`inference.checkpoint` that asks for freshly initialised weights."""
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 """owner/name, and a revision if wanted."""
 
@@ -77,6 +94,35 @@ def from_pretrained(
     """
     model, _ = load_model(pretrained_config(source, overrides))
     return model.to(device).eval()
+
+
+def load_model(config: RunConfig) -> tuple[ViewSynthesizer, dict[str, str]]:
+    """The model with its weights, loaded strictly, and their description for the report."""
+    source = config.inference.checkpoint or config.training.checkpoint_dir
+    if not source:
+        raise ConfigError(
+            "no weights: set inference.checkpoint (or training.checkpoint_dir) to a checkpoint file or folder; "
+            f"inference.checkpoint={UNTRAINED} asks for an untrained model."
+        )
+    torch.manual_seed(
+        config.training.seed
+    )  # not offset by the rank: an untrained model is the same on all ranks
+    model = build_model(config.model)
+    if source == UNTRAINED:
+        log.warning("The weights are random, as inference.checkpoint=%s asks.", UNTRAINED)
+        return model, {"path": UNTRAINED, "digest": ""}
+    path = Path(source)
+    if path.is_dir() and find_checkpoints(path):
+        path = newest_checkpoint(
+            path
+        )  # of a run folder; named in the report, and the same for load and digest
+    load_into(model, load_weights(path), path)
+    weights = {"path": str(path), "digest": weights_digest(path)}
+    if config.inference.use_ema and path.is_dir() and (averages := load_training_state(path).get("ema")):
+        fill_with_averages(model, averages)
+        log.info("Averaged weights of %s (inference.use_ema).", path)
+        weights["averaged"] = "true"
+    return model, weights
 
 
 def pretrained_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -41,8 +41,9 @@ from .data.order import scene_seed
 from .data.view_settings import ViewSettings
 from .files import write_text
 from .geometry.camera import Views
-from .inference_fast import load_model, make_out_dir
+from .inference_fast import make_out_dir
 from .model.mvldm import MVLDM
+from .pretrained import load_model
 from .runtime import Runtime, autocast, from_main, peak_memory_gib, set_precision, setup_logging, start, stop
 from .settings import RunConfig
 from .video import camera_path, check_path

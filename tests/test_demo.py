@@ -14,6 +14,7 @@ from PIL import Image
 from scripts import export_demo, make_synthetic
 from src import inference
 from src.model import build_model, family_config
+from src.pretrained import from_pretrained, pretrained_config
 from src.saving import save_checkpoint
 from src.settings import load_config, to_plain
 
@@ -64,6 +65,12 @@ def test_it_renders_rooms_it_has_not_seen(rooms: Path, tmp_path: Path, monkeypat
         assert (folder / "rendered_video.mp4").stat().st_size > 0
 
 
+def test_it_opens_by_the_name_of_its_folder() -> None:
+    model, config = from_pretrained(WEIGHTS.parent), load_config(CONFIG, [], family_config)
+    assert pretrained_config(WEIGHTS.parent).model == config.model
+    assert sum(x.numel() for x in model.state_dict().values()) <= 7_000_000
+
+
 def test_a_checkpoint_becomes_file_and_card_by_one_command(rooms: Path, tmp_path: Path, monkeypatch) -> None:
     """Scores in the card are those of the exported file; the made-up run here has random weights."""
     monkeypatch.chdir(ROOT)
@@ -79,6 +86,9 @@ def test_a_checkpoint_becomes_file_and_card_by_one_command(rooms: Path, tmp_path
     save_checkpoint(tmp_path / "run", 123, model.state_dict(), {}, to_plain(config))
     assert export_demo.main(["--config", str(CONFIG), "--hardware", "an abacus", *words]) == 0
     card = (tmp_path / "demo" / "README.md").read_text(encoding="utf-8")
+    assert pretrained_config(tmp_path / "demo").model == config.model
+    modes = {file.name: file.stat().st_mode for file in (tmp_path / "demo").iterdir()}
+    assert len(set(modes.values())) == 1, "weights are as readable as the card"
     assert "123 steps" in card and "an abacus" in card and "(`--seed 5`" in card
     with safetensors.safe_open(tmp_path / "demo" / "model.safetensors", framework="pt") as file:
         for name, own in model.state_dict().items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,22 @@ def test_info_points_at_numbers_that_are_none(run, tmp_path, capsys) -> None:
     torch.save({"model": state | {name: torch.full_like(state[name], torch.nan)}}, tmp_path / "bad.pt")
     assert info.main([str(tmp_path / "bad.pt")]) == 0
     assert f"NOT FINITE: 1 tensors, first {name}" in capsys.readouterr().out
+
+
+def test_it_takes_no_more_than_the_installed_package_asks_for(hub, repo_root) -> None:
+    """`pip install .` brings what pyproject.toml lists; everything else is for training and scoring."""
+    others = (
+        "cv2",
+        "lpips",
+        "skimage",
+        "PIL",
+        "scipy",
+        "imageio",
+        "diffusers",
+        "tensorboard",
+        "wandb",
+        "torchvision",
+        "tqdm",
+    )
+    code = f"import sys\nsys.modules.update(dict.fromkeys({others!r}))\nimport src\nsrc.from_pretrained({str(hub)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=repo_root, check=True)

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from ..config import ConfigError
 from ..data.view_settings import ViewSettings
-from ..inference_fast import load_model
 from ..model import family_config
 from ..model.base import ViewSynthesizer
-from ..pretrained import pretrained_config
+from ..pretrained import load_model, pretrained_config
 from ..runtime import Runtime, set_precision, setup_logging, start
 from ..settings import RunConfig, load_config
 from .capture import Capture

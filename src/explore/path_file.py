@@ -1,6 +1,6 @@
 """Camera paths in files: what the viewer writes and `src.render` reads, and nerfstudio's.
 
-    {"fps": 30, "loop": false, "size": [h, w], "frames": [{"c2w": 4x4, "fxfycxcy": [4]}, ...]}
+    {"fps": 30, "size": [h, w], "frames": [{"c2w": 4x4, "fxfycxcy": [4]}, ...]}
 
 Cameras are OpenCV's, in the world of the scene; intrinsics are pixels of the stated size. A nerfstudio path (`camera_path`
 with `camera_to_world`, OpenGL axes, `fov` in degrees along the height) is read as well.
