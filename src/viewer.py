@@ -3,6 +3,7 @@
     python -m src.viewer --config C --checkpoint W --data datasets/mine/test/full_list.txt [--port 8080]
     python -m src.viewer --config C --checkpoint W --scene SCENE
     python -m src.viewer --config C --checkpoint W --images a.jpg b.jpg c.jpg
+    python -m src.viewer --checkpoint checkpoints/small checkpoints/large --data ...   # a choice of models
 
 Everything goes through one port of this machine; from elsewhere: ssh -L 8080:localhost:8080 HOST, then
 http://localhost:8080. Nothing is fetched from other sites. The context is encoded once for each choice of input views; then
@@ -15,10 +16,12 @@ Public: main, Viewer.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import math
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +33,11 @@ from .config import ConfigError
 from .data.dataset import open_scenes
 from .data.scene import Scene
 from .explore.capture import Capture, choose_frames, open_scene, read_capture
+from .explore.key_frames import KeyFrames
 from .explore.live import JPEG_QUALITY, LiveView, camera_of
 from .explore.open_model import OpenedModel, open_model, open_place
-from .explore.path_file import write_path
-from .explore.place import Place, resized
+from .explore.place import Place
 from .geometry.camera import Cameras
-from .geometry.path_keys import interpolate
 from .geometry.path_look import look_point
 from .geometry.rotation import matrix_to_quat_xyzw
 from .metrics import psnr
@@ -55,12 +57,17 @@ def main(argv: list[str] | None = None) -> int:
     """Serve until interrupted; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--config", default="", help="YAML file of the model (default: what comes with the weights)"
+        "--config",
+        nargs="+",
+        default=[],
+        help="YAML file of the model, or one for each checkpoint (default: what comes with the weights)",
     )
     parser.add_argument(
         "--checkpoint",
-        default="",
-        help="weights: file, checkpoint, run or hub folder, or owner/name on the Hugging Face hub (default: the config's)",
+        nargs="+",
+        default=[],
+        help="weights: file, checkpoint, run or hub folder, or owner/name on the Hugging Face hub (default: the config's); "
+        "several: the page offers a choice",
     )
     parser.add_argument(
         "--data", default="", help="full_list.txt, chunks or object list: scenes to choose from"
@@ -100,7 +107,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def start_viewer(arguments: argparse.Namespace) -> Viewer:
     """Open model and scenes and start to serve."""
-    opened = open_model(arguments.config, arguments.checkpoint, arguments.overrides, arguments.pose_mapper)
+    models = _models(arguments)
+    opened = next(iter(models.values()))()
     if arguments.data:
         scenes = open_scenes(arguments.data)
         names = {str(name): (lambda i=i: scenes[i]) for i, name in enumerate(scenes.names)}
@@ -108,19 +116,40 @@ def start_viewer(arguments: argparse.Namespace) -> Viewer:
         scene = open_scene(arguments.images, arguments.scene, arguments.fov)
         names = {scene.name: lambda: scene}
     count = arguments.num_views or opened.config.training.num_input_views
-    return Viewer(opened, names, arguments.images, count, arguments.host, arguments.port, arguments.exports)
+    return Viewer(
+        opened, models, names, arguments.images, count, arguments.host, arguments.port, arguments.exports
+    )
+
+
+def _models(arguments: argparse.Namespace) -> dict[str, Callable[[], OpenedModel]]:
+    """Name on the page -> function that opens the model; each is opened once, when it is first asked for."""
+    configs, checkpoints = arguments.config or [""], arguments.checkpoint or [""]
+    if len(configs) == 1:
+        configs = configs * len(checkpoints)
+    if len(checkpoints) == 1:
+        checkpoints = checkpoints * len(configs)
+    if len(configs) != len(checkpoints):
+        raise ConfigError(
+            f"{len(configs)} --config for {len(checkpoints)} --checkpoint: name one, or one for each."
+        )
+    models = {}
+    for number, (config, checkpoint) in enumerate(zip(configs, checkpoints, strict=True), 1):
+        words = (config, checkpoint, arguments.overrides, arguments.pose_mapper)
+        models[f"{number}: {checkpoint or config}"] = functools.cache(functools.partial(open_model, *words))
+    return models
 
 
 class Viewer:
     """The page, its controls and what they do. One place is shown to all visitors; each has a camera of its own.
 
-    scenes: name -> function that opens it.
+    opened: the model to begin with. models, scenes: name -> function that opens it.
     """
 
     def __init__(
         self,
         opened: OpenedModel,
-        scenes: dict,
+        models: dict[str, Callable[[], OpenedModel]],
+        scenes: dict[str, Callable[[], Scene]],
         images: list[str],
         num_views: int,
         host: str,
@@ -129,11 +158,11 @@ class Viewer:
     ) -> None:
         import viser  # only the viewer needs it
 
-        self.opened, self.scenes, self.exports = opened, scenes, exports
+        self.opened, self.models, self.scenes, self.exports = opened, models, scenes, exports
         self.images, self.num_views = images, num_views
         self.lock = threading.Lock()  # the model serves one thread at a time
         self.views: dict[int, LiveView] = {}
-        self.keys: list[Cameras] = []
+        self.keys = KeyFrames()
         self.server = viser.ViserServer(host=host, port=port, label="Parallax", verbose=False)
         self.server.gui.configure_theme(show_logo=False, show_share_button=False)
         self._controls()
@@ -157,13 +186,21 @@ class Viewer:
         with self.lock:
             self.place: Place = open_place(self.opened, read_capture(scene, frames, self.opened.settings))
         self.inputs.value = " ".join(map(str, frames))
-        self.keys.clear()
+        self._clear_keys()
         self.status.content = f"{scene.num_frames} frames, {len(frames)} are inputs"
         last = max(0, scene.num_frames - 1)
         self.truth_frame.max, self.truth_frame.value = last, min(self.truth_frame.value, last)
         self._draw_inputs()
         for client in self.server.get_clients().values():
             self._look_from(client, self.place.keys)
+        self._redraw()
+
+    def choose_model(self, name: str) -> None:
+        """Look at the same place with another model, from where every visitor stands."""
+        opened = self.models[name]()
+        capture = read_capture(self.scene, list(self.place.capture.frames), opened.settings)
+        with self.lock:
+            self.place, self.opened = open_place(opened, capture), opened
         self._redraw()
 
     def render(self, cameras: Cameras) -> Tensor:
@@ -200,6 +237,7 @@ class Viewer:
         gui = self.server.gui
         self.fps = gui.add_markdown("")
         self.status = gui.add_markdown("")
+        self.model_name = gui.add_dropdown("Model", list(self.models), visible=len(self.models) > 1)
         names = list(self.scenes)
         self.scene_name = gui.add_dropdown("Scene", names, initial_value=names[0])
         self.inputs = gui.add_text("Input views", "", hint="frame numbers, e.g. 0 5 9")
@@ -221,6 +259,7 @@ class Viewer:
             preview, export = gui.add_button("Preview"), gui.add_button("Export")
             self.path_status = gui.add_markdown("No key frames.")
         self.scene_name.on_update(lambda _: self._guarded(lambda: self.open(self.scene_name.value)))
+        self.model_name.on_update(lambda _: self._guarded(lambda: self.choose_model(self.model_name.value)))
         self.inputs.on_update(lambda event: self._guarded(self._chose_inputs) if event.client else None)
         for handle in (self.height, self.compare, self.truth_frame):
             handle.on_update(lambda _: self._redraw())
@@ -333,31 +372,15 @@ class Viewer:
     # ------------------------------------------------------------------------------------------- paths
 
     def _add_key(self, client: Any) -> None:
-        self.keys.append(self._camera(client, 1.0))
+        self.keys.cameras.append(self._camera(client, 1.0))
         self.path_status.content = f"{len(self.keys)} key frames."
 
     def _clear_keys(self) -> None:
-        self.keys.clear()
+        self.keys.cameras.clear()
         self.path_status.content = "No key frames."
 
-    def path(self) -> Cameras:
-        """The path through the key frames. [1, f]
-
-        Raises:
-            ConfigError: there are fewer than two.
-        """
-        if len(self.keys) < 2:
-            raise ConfigError("a path needs at least two key frames: move the camera and add them.")
-        first = self.keys[0]
-        same = [resized(key, first.height, first.width) for key in self.keys]
-        keys = Cameras(
-            torch.cat([key.c2w for key in same], dim=1), torch.cat([key.fxfycxcy for key in same], dim=1),
-            first.height, first.width,
-        )  # fmt: skip
-        return interpolate(keys, int(self.transition.value), loop=self.loop.value)
-
     def _preview(self, client: Any) -> None:
-        path = self.path()
+        path = self.keys.path(int(self.transition.value), self.loop.value)
         for number in range(path.num_views):
             image = self.render(path.views(slice(number, number + 1)))
             client.scene.set_background_image(to_uint8(image[0, 0]), format="jpeg", jpeg_quality=JPEG_QUALITY)
@@ -365,13 +388,11 @@ class Viewer:
             self.path_status.content = f"Frame {number + 1} of {path.num_views}."
 
     def _export(self, client: Any) -> None:
-        path = self.path()
-        self.exports.mkdir(parents=True, exist_ok=True)
-        taken = {file.name for file in self.exports.glob("path_*.json")}
-        name = next(n for n in (f"path_{i:03d}.json" for i in range(1000)) if n not in taken)
-        write_path(self.exports / name, path, int(self.path_fps.value))
-        client.send_file_download(name, (self.exports / name).read_bytes())
-        self.path_status.content = f"Written: {self.exports / name}"
+        file = self.keys.export(
+            self.exports, int(self.transition.value), self.loop.value, int(self.path_fps.value)
+        )
+        client.send_file_download(file.name, file.read_bytes())
+        self.path_status.content = f"Written: {file}"
 
 
 def _fov(cameras: Cameras, number: int) -> float:

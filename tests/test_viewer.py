@@ -25,7 +25,7 @@ from src.geometry.camera import Cameras
 from src.model import build_model, family_config
 from src.runtime import stop
 from src.settings import load_config
-from src.viewer import Viewer, start_viewer
+from src.viewer import Viewer, main, start_viewer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -39,9 +39,9 @@ PANEL_BEGINS = 300
 """Column of the window: the controls lie over the rest of the canvas."""
 
 
-def write_weights(config: Path, path: Path) -> Path:
+def write_weights(config: Path, path: Path, seed: int) -> Path:
     """A model whose pictures depend strongly on the camera, as random initial weights' do not."""
-    torch.manual_seed(3)
+    torch.manual_seed(3 + seed)
     model = build_model(load_config(config, [], family_config).model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -55,7 +55,8 @@ def viewer(tmp_path: Path) -> Iterator[Viewer]:
     listed = write_data_set(tmp_path)
     config = write_config(tmp_path / "c.yaml", LVSM)
     arguments = argparse.Namespace(
-        config=str(config), checkpoint=str(write_weights(config, tmp_path / "w.safetensors")), overrides=[],
+        config=[str(config)], overrides=[],
+        checkpoint=[str(write_weights(config, tmp_path / f"{name}.safetensors", seed)) for seed, name in enumerate("wu")],
         pose_mapper="", data=str(listed), scene="", images=[], fov=60.0, num_views=2, host="127.0.0.1", port=8930,
         exports=tmp_path / "paths",
     )  # fmt: skip
@@ -160,27 +161,28 @@ def test_the_canvas_shows_what_src_render_renders(viewer: Viewer, tmp_path: Path
     assert psnr(before, expected) < shown - 6, "the camera did not move the picture"
 
 
+class Visitor:
+    """What the viewer asks of one."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, bytes] = {}
+        self.shown: list[np.ndarray] = []
+        self.scene = self.camera = self
+        self.wxyz, self.position, self.fov, self.aspect = np.array([1.0, 0, 0, 0]), np.zeros(3), 0.9, 1.5
+
+    def send_file_download(self, name: str, content: bytes) -> None:
+        self.sent[name] = content
+
+    def set_background_image(self, image: np.ndarray, **_: object) -> None:
+        self.shown.append(image)
+
+    def flush(self) -> None: ...
+
+
 def test_key_frames_export_the_path_that_is_previewed(viewer: Viewer) -> None:
-    class Client:
-        """What the viewer asks of a visitor."""
-
-        def __init__(self) -> None:
-            self.sent: dict[str, bytes] = {}
-            self.shown: list[np.ndarray] = []
-            self.scene = self.camera = self
-            self.wxyz, self.position, self.fov, self.aspect = np.array([1.0, 0, 0, 0]), np.zeros(3), 0.9, 1.5
-
-        def send_file_download(self, name: str, content: bytes) -> None:
-            self.sent[name] = content
-
-        def set_background_image(self, image: np.ndarray, **_: object) -> None:
-            self.shown.append(image)
-
-        def flush(self) -> None: ...
-
-    client = Client()
+    client = Visitor()
     with pytest.raises(ConfigError, match="two key frames"):
-        viewer.path()
+        viewer.keys.path(5, False)
     viewer._add_key(client)
     client.position = np.array([0.4, 0.0, 0.1])
     viewer._add_key(client)
@@ -203,6 +205,24 @@ def test_input_views_can_be_chosen_and_mistakes_are_told_on_the_page(viewer: Vie
     viewer.inputs.value = "1 99"
     viewer._guarded(viewer._chose_inputs)
     assert "view 99" in viewer.status.content and viewer.place.capture.frames == (1, 2)
+
+
+def test_another_model_shows_the_same_place_from_the_same_cameras(viewer: Viewer) -> None:
+    first, second = viewer.models
+    cameras, frames = viewer.place.keys.views([0]), viewer.place.capture.frames
+    before = viewer.render(cameras)
+    viewer._add_key(Visitor())
+    viewer.choose_model(second)
+    assert viewer.place.capture.frames == frames and len(viewer.keys) == 1
+    assert not torch.allclose(viewer.render(cameras), before, atol=0.05)
+    viewer.choose_model(first)
+    assert torch.equal(viewer.render(cameras), before)
+
+
+def test_configs_and_checkpoints_must_go_together(tmp_path: Path, capsys) -> None:
+    words = ["--config", "a", "b", "--checkpoint", "c", "d", "e", "--data", "x"]
+    assert main(words) == 2
+    assert "2 --config for 3 --checkpoint" in capsys.readouterr().err
 
 
 def test_beside_the_truth_stand_the_photo_and_its_score(viewer: Viewer) -> None:
