@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from src.camera_check.report import check_scenes
+from src.cli import printable
 from src.config import ConfigError
 from src.data.convert import Options, Report, convert
 from src.data.dataset import open_scenes
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         report = _convert_chunks(args, target) if args.format == "re10k" else _import(args, target)
     except (ConfigError, OSError) as error:
-        print(f"process_data.py: {error}", file=sys.stderr)
+        print(f"process_data.py: {printable(error)}", file=sys.stderr)
         return 2
     except BrokenProcessPool:
         print("process_data.py: a worker died (out of memory?). Run again to continue.", file=sys.stderr)
@@ -145,7 +146,7 @@ def _print(report: Report, target: Path) -> None:
             continue
         print(f"{len(problems)} {title}:")
         for where, why in problems[:SHOWN]:
-            print(f"  {where}: {why}")
+            print(f"  {printable(where)}: {printable(why)}")
         if len(problems) > SHOWN:
             print(f"  ... and {len(problems) - SHOWN} more")
 

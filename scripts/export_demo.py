@@ -37,14 +37,14 @@ tags:
 # Demo weights
 
 `model.safetensors` is a KV-LVSM (`src/model/kvlvsm.py`) with {parameters:.2f} million parameters in bfloat16, settings in
-`{config}`. It renders {size} x {size} pixels from two photos of a room, and knows no other world than the synthetic rooms of
+`{told.config}`. It renders {size} x {size} pixels from two photos of a room, and knows no other world than the synthetic rooms of
 `scripts/make_synthetic.py`: do not expect anything of photographs.
 
 | | |
 |---|---|
-| data | {scenes} rooms of {frames} frames, rendered by this repository (`--seed {seed}`, mirrored half of the time); no other data |
+| data | {made.train_scenes} rooms of {made.frames} frames, rendered by this repository (`--seed {made.seed}`, mirrored half of the time); no other data |
 | training | {steps} steps of {batch} rooms with 2 inputs and {targets} targets each, mean squared error alone |
-| hardware | {hardware} |
+| hardware | {told.hardware} |
 | licence | that of this repository |
 
 Scores on {evaluated} rooms of another seed, which took no part in training (three frames between the two inputs):
@@ -54,10 +54,10 @@ Scores on {evaluated} rooms of another seed, which took no part in training (thr
 {rows}
 
     python -m scripts.make_synthetic --output datasets/demo --train_scenes 0 --test_scenes 24
-    python -m src.inference --config {config}
+    python -m src.inference --config {told.config}
     python -m src.viewer --checkpoint checkpoints/demo --data datasets/demo/test
 
-`{config}` says how it was trained; `python -m scripts.export_demo` makes this folder out of a checkpoint.
+`{told.config}` says how it was trained; `python -m scripts.export_demo` makes this folder out of a checkpoint.
 """
 
 
@@ -97,9 +97,7 @@ def export(checkpoint: Path, place: Path) -> int:
     return parameters
 
 
-def model_card(
-    config: RunConfig, report: dict, parameters: int, steps: int, arguments: argparse.Namespace
-) -> str:
+def model_card(config: RunConfig, report: dict, parameters: int, steps: int, told: argparse.Namespace) -> str:
     """The card's text, all figures from the run and its scores."""
     training = config.training
     made = read_spec(Path(training.dataset_path).parent)
@@ -107,15 +105,12 @@ def model_card(
     rows = {"**this model**": report["headline"], **floors}
     return CARD.format(
         parameters=parameters / 1e6,
-        config=arguments.config,
+        told=told,
         size=config.model.image_tokenizer.image_size,
-        scenes=made.train_scenes,
-        frames=made.frames,
-        seed=made.seed,
+        made=made,
         steps=steps,
         batch=training.batch_size_per_gpu * training.grad_accum_steps,
         targets=training.num_target_views,
-        hardware=arguments.hardware,
         evaluated=report["counts"]["evaluated"],
         rows="\n".join(f"| {name} | {x['psnr']:.2f} | {x['ssim']:.3f} |" for name, x in rows.items()),
     )

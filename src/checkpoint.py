@@ -165,11 +165,16 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         try:
             return safetensors.torch.load_file(file)
         except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged ({error}). Copy or download it again.") from error
-    content = _torch_load(file)
+            reason = " ".join(str(error).split())  # names in the file stand in it
+            raise CheckpointError(f"{file} is damaged ({reason}). Copy or download it again.") from error
+    content, size = _torch_load(file), file.stat().st_size
     if isinstance(content, dict):
         for candidate in (content.get("model"), content.get("state_dict"), content):
-            if isinstance(candidate, dict) and candidate and all(map(_is_plain, candidate.values())):
+            if (
+                isinstance(candidate, dict)
+                and candidate
+                and all(_is_plain(x, size) for x in candidate.values())
+            ):
                 return dict(candidate)
     raise CheckpointError(
         f"{file} holds no tensors by name, neither under `model` or `state_dict` nor at the top "
@@ -177,11 +182,14 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     )
 
 
-def _is_plain(value: object) -> bool:
-    """Whether it is a tensor of numbers; `weights_only` also lets sparse, quantised and empty (meta) ones pass."""
+def _is_plain(value: object, most_bytes: int) -> bool:
+    """Whether it is a tensor of numbers; `weights_only` also lets sparse, quantised and empty (meta) ones pass, and some
+    that claim by their strides to be larger than the file.
+    """
     if not isinstance(value, Tensor):
         return False
-    return value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+    plain = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+    return plain and value.nbytes <= most_bytes
 
 
 def weights_digest(path: str | Path) -> str:

@@ -293,6 +293,10 @@ class TypedFloat(float):
     text = ""
 
 
+MOST_VALUES = 100_000
+"""In one YAML document. A few lines of aliases of aliases can stand for more than a memory holds."""
+
+
 class _Loader(yaml.SafeLoader):
     """Safe loader that refuses what YAML lets pass: a key given twice, a key that is no text, a tree in itself."""
 
@@ -332,9 +336,23 @@ def parse_yaml(text: str) -> Any:
     """Plain values of one YAML document; raises yaml.YAMLError or ConfigError."""
     loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        tree = loader.get_single_data()
     finally:
         loader.dispose()
+    if _size(tree, {}) > MOST_VALUES:
+        raise ConfigError(f"its anchors (&) and aliases (*) stand for more than {MOST_VALUES:,} values.")
+    return tree
+
+
+def _size(tree: Any, known: dict[int, int]) -> int:
+    """How many values a tree has that says the same by aliases; each part of it is looked at once."""
+    if not isinstance(tree, dict | list):
+        return 1
+    if id(tree) not in known:
+        known[id(tree)] = sum(
+            _size(part, known) for part in (tree.values() if isinstance(tree, dict) else tree)
+        )
+    return 1 + known[id(tree)]
 
 
 def read_yaml(path: Path) -> dict:

@@ -23,6 +23,9 @@ _NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 LOCK_POLL_S = 0.2
 """Between two looks at a lock that somebody else holds."""
 
+MOST_DIGITS = 100
+"""Of a whole number in a JSON file."""
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -34,7 +37,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
+        temporary.chmod(mode)  # safetensors makes files that nobody else may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -112,9 +119,16 @@ def read_bytes(path: str | Path) -> bytes:
 def parse_json(content: bytes) -> Any:
     """The value of a JSON text from somebody else; ValueError, one line, for whatever is wrong with it."""
     try:
-        return json.loads(content)
+        return json.loads(content, parse_int=_int)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _int(digits: str) -> int:
+    """One that a float can hold, as all that computes with it takes for granted."""
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
 
 
 def read_json(path: str | Path) -> Any:

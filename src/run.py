@@ -288,7 +288,7 @@ def resume(run: Run, path: Path, *, reset_schedule: bool = False) -> None:
         _restore(run, state, reset_schedule)
     except torch.OutOfMemoryError:
         raise
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: its training state does not belong to this model ({error}). "
             "To start from its weights alone: training.resume_ckpt with training.reset_training_state=true."
@@ -306,10 +306,12 @@ def _restore(run: Run, state: dict[str, Any], reset_schedule: bool) -> None:
     moments = state["optimizer"]["state"]
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     for number, moment in moments.items():
-        if moment["exp_avg"].shape != parameters[number].shape:
-            raise ValueError(f"the moments of parameter {number} have another shape")
         for name in ("exp_avg", "exp_avg_sq"):
+            if moment[name].shape != parameters[number].shape or not torch.isfinite(moment[name]).all():
+                raise ValueError(f"the moments of parameter {number} are not finite or have another shape")
             moment[name] = like(moment[name], parameters[number])
+        if moment["step"].shape or moment["step"].dtype != torch.float32:
+            raise ValueError(f"the count of parameter {number} is none")
     # The moments come from the file, the settings (decay, betas) from the config.
     run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": moments})
     if run.config.training.ema_decay and "ema" in state:
@@ -318,6 +320,8 @@ def _restore(run: Run, state: dict[str, Any], reset_schedule: bool) -> None:
     if run.scaler.is_enabled() and state["scaler"]:
         run.scaler.load_state_dict(state["scaler"])
     if not reset_schedule:
+        if not all(type(count) is int and count >= 0 for count in state["progress"].values()):
+            raise ValueError("progress must be counts")
         run.progress = Progress(**state["progress"])
         if len(state["random"]) == run.runtime.world:
             set_random_state(state["random"][run.runtime.rank], run.runtime.device)

@@ -234,6 +234,7 @@ def _write_all(folder: Path, step: int, weights: dict[str, Tensor], state: dict,
     folder.mkdir(parents=True)
     safetensors.torch.save_file(weights, folder / WEIGHTS)
     torch.save(state, folder / STATE)
+    shutil.copymode(folder / STATE, folder / WEIGHTS)  # safetensors makes files that nobody else may read
     for name in (WEIGHTS, STATE):
         sync_to_disk(folder / name)
     manifest = {"step": step, "torch": torch.__version__, "config": config}

@@ -53,7 +53,8 @@ def read_torch_file(path: str | Path, device: torch.device | str = "cpu") -> Any
 
 
 def is_zip(path: str | Path) -> bool:
-    """Whether a file has torch's present zip layout, which alone can be mapped and read at random places."""
+    """Whether a file has torch's present zip layout, which alone can be mapped and read at random places. Raises OSError."""
+    require_regular(path)
     with Path(path).open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
@@ -69,5 +70,7 @@ def _problem(error: Exception) -> str:
     """What a failed `torch.load` means."""
     if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"is refused: it holds {foreign[1]}, and opening such a pickle can run code"
-    reason = " ".join(str(error).partition("\n")[0].split())[:120] or type(error).__name__
+    # What torch says before that invites to open the file unsafely.
+    text = re.sub(r".*WeightsUnpickler error:\s*", "", str(error), flags=re.DOTALL)
+    reason = " ".join(text.partition("\n")[0].split())[:120] or type(error).__name__
     return f"is damaged or no torch file ({reason})"

@@ -50,6 +50,16 @@ def test_modules_that_a_page_runs_exist(page: str) -> None:
         assert importlib.util.find_spec(name), name
 
 
+def test_tests_that_a_page_runs_exist(page: str) -> None:
+    for words in re.findall(r"`pytest ([^`]+)`", page):
+        places = [ROOT / name for name in re.findall(r"tests[\w./]*", words)]
+        files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
+        code = "".join(file.read_text(encoding="utf-8") for file in files)
+        chosen = re.search(r"-k (\w+|\"[^\"]+\")", words)
+        for part in chosen[1].strip('"').split(" or ") if chosen else [""]:
+            assert re.search(rf"def test_\w*{part}", code), words
+
+
 def test_settings_that_a_page_names_exist(page: str) -> None:
     named = set(re.findall(r"\b(?:training|inference|pretrained)\.[a-z_]\w*(?:\.[a-z_]\w*)*", page))
     endings = (".py", ".md", ".yaml")

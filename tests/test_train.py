@@ -343,15 +343,23 @@ def test_a_gradient_that_is_too_large_skips_the_step_but_the_schedule_goes_on(tr
     ]
 
 
-def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_from_there(train, spoil) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_writes_a_checkpoint_and_the_run_goes_on_from_there(train, spoil, number: int) -> None:
     _, straight = train("straight")
-    spoil({3}, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    spoil({3}, lambda: os.kill(os.getpid(), number))
     status, run = train("run")
-    assert status == 128 + signal.SIGTERM
+    assert status == 128 + number
     assert steps(run)[-1] == 3
     spoil(set())
     assert train("run")[0] == 0
     assert_same_run(straight, run)
+
+
+def test_the_time_limit_writes_a_checkpoint_and_ends_with_a_status_of_its_own(train, capsys) -> None:
+    status, run = train(train_steps=100_000, checkpoint_every=100_000, time_limit="0:02")
+    assert status == 124 and len(steps(run)) == 1
+    assert steps(run) == [list(losses(run))[-1]]
+    assert "training.time_limit is over. Start again to go on" in capsys.readouterr().err
 
 
 def test_a_failed_forward_pass_costs_its_step_and_nothing_else(train, spoil, capsys) -> None:

@@ -100,7 +100,7 @@ def _read_tree(path: str) -> tuple[bytes, dict]:
     """Content of an index file, raw and read."""
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"inference.view_idx_file_path {path}: no such file.")
+        raise ConfigError(f"{path}: no such file; an evaluation index was expected there.")
     content = file.read_bytes()
     try:
         tree = parse_json(content)

@@ -61,8 +61,10 @@ def model_folder(scene: Path) -> Path | None:
 
 
 def read_scene(folder: Path, options: ImportOptions) -> SourceScene:
-    """The registered pictures of a COLMAP model. Raises ValueError if it cannot be read."""
+    """The registered pictures of a COLMAP model. Raises ValueError if there is none, or it cannot be read."""
     model = model_folder(folder)
+    if model is None:
+        raise ValueError(f"no COLMAP model: expected {EXPECTED}")
     files = sorted(path for path in model.iterdir() if path.suffix in SUFFIXES and path.is_file())
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     names = [options.images, "images"]

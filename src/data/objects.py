@@ -60,7 +60,7 @@ class ObjectScene:
             ratios = width / float(stated[0]), height / float(stated[1])
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise FrameError(f"frame {frame}: {error}") from error
-        if abs(ratios[0] - ratios[1]) > ASPECT_SLACK * max(ratios):
+        if not abs(ratios[0] - ratios[1]) <= ASPECT_SLACK * max(ratios):  # not so for NaN either
             raise FrameError(
                 f"frame {frame} is {width}x{height} pixels, but {self.path.name} says {stated[0]}x{stated[1]}"
             )

@@ -144,7 +144,7 @@ def load_pair_network(
     if not code or not (code / package).is_dir():
         raise ConfigError(
             f"{name} needs its code: --code must name a checkout of https://github.com/naver/{name} (git clone --recursive; "
-            f"CC BY-NC-SA 4.0, not for commercial use); {code or 'no folder'} has no folder {package}."
+            f"CC BY-NC-SA 4.0, not for commercial use). {f'{code} has no folder {package}' if code else 'It is not given'}."
         )
     if not weights or not all((weights / file).is_file() for file in ("config.json", "model.safetensors")):
         raise ConfigError(

@@ -26,6 +26,9 @@ from ..torch_files import read_torch_file
 _DAMAGED = (OSError, LookupError, TypeError, AttributeError, ValueError)
 """What reading a file raises that is cut off or holds something else."""
 
+LARGEST = 1e18
+"""No number in a file may reach this."""
+
 
 @dataclass(frozen=True)
 class KVCache:
@@ -169,8 +172,9 @@ class KVCache:
             content = read_torch_file(path, device)
             frame, context = content.get("frame"), content.get("context")
             if context is not None:
-                image = context.pop("image")
-                context = Views(image, Cameras(**context, height=image.shape[-2], width=image.shape[-1]))
+                cameras = {name: _float32(x) for name, x in context.items()}
+                image = cameras.pop("image")
+                context = Views(image, Cameras(**cameras, height=image.shape[-2], width=image.shape[-1]))
             scene = cls(
                 **{name: tuple(content[name]) for name in ("keys", "values", "tokens")},
                 **{name: content[name] for name in ("removable", "fingerprint")},
@@ -189,21 +193,40 @@ class KVCache:
 def _require_whole(scene: KVCache) -> None:
     """Raises ValueError for contents of a file that no `encode` makes."""
     shape = scene.keys[0].shape
+    if not all(type(count) is int for count in scene.tokens):
+        raise ValueError("tokens must be counts")
     if len(shape) != 4 or len(scene.keys) != len(scene.values) or shape[2] != sum(scene.tokens):
         raise ValueError("keys, values and tokens do not belong together")
-    tensors = [*scene.keys, *scene.values]
-    if any(x.shape != shape or not x.is_floating_point() or not torch.isfinite(x).all() for x in tensors):
-        raise ValueError("keys and values must be finite and of one shape in all layers")
+    dtype = scene.keys[0].dtype
+    if any(x.shape != shape or x.dtype != dtype or not _usable(x) for x in (*scene.keys, *scene.values)):
+        raise ValueError("keys and values must be finite, of one type and of one shape in all layers")
     if scene.removable not in ("any", "last", "none") or not isinstance(scene.fingerprint, str):
         raise ValueError("removable or fingerprint is unknown")
     if scene.frame is not None:
-        numbers = scene.frame.rigid.flatten(1), scene.frame.scale[:, None]
-        if scene.frame.rigid.shape[1:] != (4, 4) or not torch.isfinite(torch.cat(numbers, dim=1)).all():
+        rigid, scale = scene.frame.rigid, scene.frame.scale
+        if (
+            rigid.shape != (shape[0], 4, 4)
+            or scale.shape != shape[:1]
+            or not (_usable(rigid) and _usable(scale))
+        ):
             raise ValueError("frame must be finite matrices and scales, one for each scene")
     if scene.context is not None:
         image, cameras = scene.context.image, scene.context.cameras
         if image.shape[:3] != (*cameras.c2w.shape[:2], 3) or cameras.num_views != scene.num_views:
             raise ValueError("images and cameras do not belong to the views")
+
+
+def _float32(x: Tensor) -> Tensor:
+    """Raises ValueError unless it is `_usable`."""
+    if not _usable(x):
+        raise ValueError("images and cameras must be finite numbers")
+    return x.float()
+
+
+def _usable(x: Tensor) -> bool:
+    """Whether a tensor of a file is a plain one of finite numbers, and products of two of them are finite too."""
+    plain = x.is_floating_point() and x.layout == torch.strided and not x.is_meta and x.numel() > 0
+    return plain and bool(x.abs().max() < LARGEST)
 
 
 def _views(context: Views | None, index: slice | list[int]) -> Views | None:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
+from ..torch_files import TorchFileError, read_torch_file
 
 OK, FAIL, OPTIONAL, NO_STAGE, UNCHECKED = "ok", "FAIL", "optional", "no such stage", "unchecked"
 VERDICTS = (OK, FAIL, OPTIONAL, NO_STAGE, UNCHECKED)
@@ -59,11 +60,15 @@ def load_golden(path: str | Path) -> Golden:
     """Raises ConfigError when the file is absent, unreadable or of another form."""
     path = Path(path)
     try:
-        raw = dict(torch.load(path, map_location="cpu", weights_only=True))
+        raw = read_torch_file(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file.") from None
-    except Exception as error:  # torch.load raises whatever its unpickler met; all of it means one thing
-        raise ConfigError(f"{path}: not readable as a golden file: {_one_line(error)}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: not readable: {error}.") from error
+    except TorchFileError as error:
+        raise ConfigError(f"{path}: not readable as a golden file: it {error}.") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: not a golden file: it holds a {type(raw).__name__}.")
     shared = [f.name for f in fields(Golden) if f.name not in ("path", "extra", "as_class")]
     raw = {"state_dict": {}, "optional": [], "stage": []} | raw  # nothing of the kind
     missing = [name for name in shared if name not in raw]

@@ -62,9 +62,11 @@ TRAINING = {
 
 @dataclass(frozen=True)
 class Soak:
-    """folder: for data, logs and what is reported. disk: for the runs; one smaller than 1 GiB is filled for real. kills, minutes: the soak ends with the round in which either is reached.
+    """What is done. The soak ends with the round in which `kills` or `minutes` is reached.
+
+    folder: for data, logs and what is reported. disk: for the runs; one smaller than 1 GiB is filled for real.
     world: processes. steps: of one round. launcher: entry of LAUNCHERS. corruption: share of kills after which the newest
-    checkpoint is harmed.
+        checkpoint is harmed.
     """
 
     folder: Path

@@ -20,7 +20,7 @@ from src.config import ConfigError
 from src.data.dataset import SceneDataset, open_scenes
 from src.data.exif import photo_facts, upright
 from src.data.import_colmap import lens_of
-from src.data.import_formats import FORMATS, import_from
+from src.data.import_formats import FORMATS, import_from, read_in_place
 from src.data.importing import ImportOptions
 from src.data.lens import Lens
 from src.data.scene import SceneError
@@ -63,6 +63,12 @@ def write_colmap(scene: Path, *, binary: bool) -> None:
         for path in text.iterdir():
             path.unlink()
         model.write_binary(text)
+
+
+def test_a_folder_without_a_colmap_model_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "transforms.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no COLMAP model: expected <scene>/sparse/0/cameras\.bin"):
+        read_in_place("colmap", tmp_path, [], 60.0)
 
 
 @pytest.mark.parametrize("binary", [False, True])

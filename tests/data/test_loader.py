@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -226,6 +229,22 @@ def test_selector_settings_reach_the_sampler(raw):
     for batch in take(loader, 4):
         distance = batch.index[:, 1, 0] - batch.index[:, 0, 0]
         assert ((distance == 7) | (distance == 8)).all()
+
+
+def test_a_loader_process_that_dies_is_told_with_the_scenes_of_its_batch(raw, caplog):
+    """And the batch comes all the same. (What else may happen: tests/data/test_workers.py.)"""
+    expected = take(open_loader(raw), 6)
+    loader = open_loader(raw, num_workers=1, prefetch_factor=2)
+    found = [next(loader)]
+    end = time.monotonic() + 60
+    while loader.batches._items.begun[0] == 0 and time.monotonic() < end:
+        time.sleep(0.01)  # until it reads what comes next
+    os.kill(loader.batches._loader._workers[0].pid, signal.SIGKILL)
+    found += take(loader, 5)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(ours, theirs)
+    (told,) = [message for message in caplog.messages if "died (SIGKILL)" in message]
+    assert any(", ".join(batch.scene_name) in told for batch in expected[1:4])
 
 
 def test_a_program_that_fails_while_loading_ends(raw, repo_root, cli_env):

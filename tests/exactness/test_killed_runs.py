@@ -91,7 +91,9 @@ def test_a_run_killed_at_an_update_equals_the_one_that_was_not(
     before the first of the next; and in the middle of an epoch, before the update is saved.
     """
     whole, _ = straight["plain"]
-    job = job_of(tmp_path, data, FORMS["plain"])
+    job = job_of(
+        tmp_path, data, {**FORMS["plain"], "async_save": False}
+    )  # a kill must find what is saved on the disk
     for update, after in ((2, True), (3, False), (4, True)):
         assert run(replace(job, die_in=update, die_after=after)) == [-signal.SIGKILL]
     assert run(job) == [0]

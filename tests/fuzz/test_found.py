@@ -16,13 +16,13 @@ import torch
 
 from src.checkpoint import CheckpointError, damage, load_weights, require_finite
 from src.cli import LONGEST_LINE, guarded, printable
-from src.config import ConfigError
+from src.config import ConfigError, read_yaml
 from src.data.convert import Options, convert
 from src.data.scene import FrameError, JsonScene, ListedScenes, SceneError, camera_problem
 from src.files import parse_json, read_bytes
 from src.saving import prune
 from src.sizes import sizes_of
-from src.torch_files import TorchFileError, read_torch_file
+from src.torch_files import TorchFileError, is_zip, read_torch_file
 
 POSE = np.eye(4)
 LENS = np.array([9.0, 9.0, 4.0, 4.0])
@@ -52,7 +52,7 @@ def test_a_camera_that_would_not_be_one_in_float32_is_refused(lens, pose, why) -
 
 
 def test_json_from_others_fails_in_one_way() -> None:
-    for content in (b"[" * 10**5, b"\xff", b"9" * 5000, b"", b"{"):
+    for content in (b"[" * 10**5, b"\xff", b"9" * 400, b"9" * 5000, b"", b"{"):
         with pytest.raises(ValueError) as caught:
             parse_json(content)
         assert "\n" not in str(caught.value)
@@ -61,8 +61,9 @@ def test_json_from_others_fails_in_one_way() -> None:
 def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(OSError, match="not a regular file"):
-            read_bytes(path)
+        for read in (read_bytes, is_zip, read_torch_file):
+            with pytest.raises(OSError, match="not a regular file"):
+                read(path)
 
 
 def test_metadata_that_names_no_file_costs_a_frame_or_a_scene(tmp_path: Path) -> None:
@@ -128,7 +129,9 @@ def test_a_torch_file_cannot_claim_the_memory_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "strange", [torch.zeros(2).to_sparse(), torch.zeros(2, device="meta")], ids=["sparse", "meta"]
+    "strange",
+    [torch.zeros(2).to_sparse(), torch.zeros(2, device="meta"), torch.zeros(1).expand(10**12)],
+    ids=["sparse", "meta", "four terabytes in four bytes"],
 )
 def test_weights_are_plain_tensors(strange: torch.Tensor, tmp_path: Path) -> None:
     torch.save({"a": strange}, tmp_path / "a.pt")
@@ -178,3 +181,14 @@ def test_a_message_is_shown_without_control_characters_and_bounded(capsys: pytes
         raise ValueError("\x1b[31m")
 
     assert guarded(work) == 2 and capsys.readouterr().err == "error: \\x1b[31m\n"
+
+
+def test_aliases_cannot_stand_for_more_than_a_memory_holds(tmp_path: Path) -> None:
+    for form in ("[{}]", "{{{}}}"):
+        lines = ["a0: &a0 [x]"]
+        for n in range(1, 12):
+            parts = ", ".join(f"k{i}: *a{n - 1}" if form == "{{{}}}" else f"*a{n - 1}" for i in range(10))
+            lines.append(f"a{n}: &a{n} {form.format(parts)}")
+        (tmp_path / "a.yaml").write_text("\n".join(lines))
+        with pytest.raises(ConfigError, match="a.yaml: its anchors"):
+            read_yaml(tmp_path / "a.yaml")

@@ -20,6 +20,7 @@ from src.met3r import features
 from src.met3r.features import load_features
 from src.met3r.geometries import Pair, SyntheticGeometry, load_pair_network
 from src.met3r.metric import Options, score_into_first
+from src.met3r.report import table
 from src.met3r.videos import ClipResult, PairResult, chosen_pairs
 from src.output_folders import read_outputs
 from src.visualize import save_image
@@ -157,6 +158,9 @@ def test_pairs_without_overlap_are_counted_not_averaged() -> None:
     )
     assert clip.mean == pytest.approx(0.3) and clip.overlap == pytest.approx(0.5) and clip.worst.score == 0.4
     assert np.isnan(ClipResult([PairResult((0, 1), nan, [nan], [0], [0.0])]).mean)
+    other = ClipResult([PairResult((0, 1), 0.5, [0.5], [9], [1.0])])
+    mean, spread = table({"a": {"x": clip, "y": other}}, "rmse").splitlines()[1].split()[1:3]
+    assert (mean, spread) == ("0.4000", "0.1414")  # of 0.3 and 0.5
 
 
 # ----------------------------------------------------------------------------------------------- exact geometry
