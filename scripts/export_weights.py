@@ -3,7 +3,7 @@
     python -m scripts.export_weights SOURCE OUTPUT [--dtype bf16] [--averaged] [--config FILE [key=value ...]]
     python -m scripts.export_weights SOURCE FOLDER --to-hub [--license apache-2.0] [--scores scores.json] [...]
 
-SOURCE: checkpoint folder, run folder, .safetensors, .pt or .ckpt. OUTPUT: NAME.safetensors or NAME.pt. Tensors are compared
+SOURCE: checkpoint, run or hub folder, .safetensors, .pt or .ckpt. OUTPUT: NAME.safetensors or NAME.pt. Tensors are compared
 with those of the model: the config comes from the checkpoint folder, from --config, or from a .json beside the source;
 files that come without are copied under their own names. --to-hub writes FOLDER/config.json, model.safetensors and a model
 card with gaps to fill in, which `src.from_pretrained` and `--checkpoint` read and `hf upload OWNER/NAME FOLDER`
@@ -17,11 +17,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from src.checkpoint import WEIGHTS
 from src.cli import guarded
 from src.config import ConfigError
 from src.export import DTYPES, export_weights
 from src.model import family_config
-from src.pretrained import write_pretrained
+from src.pretrained import CONFIG, write_pretrained
 from src.settings import load_config
 
 
@@ -48,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if (arguments.source / CONFIG).is_file():  # a folder in the form of the hub
+        arguments.config = arguments.config or arguments.source / CONFIG
+        arguments.source = arguments.source / WEIGHTS
     beside = arguments.source.with_suffix(".json")
     path = arguments.config or (beside if arguments.source.is_file() and beside.is_file() else None)
     if arguments.overrides and not path:

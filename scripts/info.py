@@ -84,10 +84,10 @@ def _origin(path: Path) -> Iterator[str]:
         manifest = read_manifest(path)
         yield f"# written by torch {manifest['torch']} at step {manifest['step']}"
         yield f"# files: {', '.join(sorted(p.name for p in path.iterdir()))}"
-        config = manifest["config"]
-        model = config.get("model") if isinstance(config, dict) else None
-        if isinstance(model, dict) and "class_name" in model:
-            yield f"model.class_name={model['class_name']}"
+        try:
+            yield f"model.class_name={manifest['config']['model']['class_name']}"
+        except (LookupError, TypeError):
+            yield "# its config names no model"
         return
     described = [path.with_suffix(".json"), path.with_name(CONFIG)]
     if path.is_file() and any(place.is_file() for place in described):

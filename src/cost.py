@@ -198,7 +198,8 @@ def _views(samples: int, num_views: int, height: int, width: int) -> Views:
     cameras = Cameras(
         torch.empty(samples, num_views, 4, 4), torch.empty(samples, num_views, 4), height, width
     )
-    return Views(torch.empty(samples, num_views, 3, height, width), cameras)
+    # Fixed draws: what a family leaves to chance is the same in every count. MV-LDM uses its whole context with them.
+    return Views(torch.empty(samples, num_views, 3, height, width), cameras, draws=[0] * samples)
 
 
 def _squared_error(pred: Tensor, target: Tensor) -> dict[str, Tensor]:

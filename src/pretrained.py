@@ -35,6 +35,7 @@ from .config import ConfigError, parse_overrides, set_path
 from .ema import fill_with_averages
 from .export import Export, export_weights, model_sections
 from .files import read_json, write_text
+from .floors import FLOORS
 from .model import build_model, family_config
 from .model.base import ViewSynthesizer
 from .settings import RunConfig, config_from_tree
@@ -255,7 +256,7 @@ def _score_rows(scores: Path) -> str:
         report = read_json(scores)
         metrics = list(report["headline"])
         rows = {"this model": report["headline"]}
-        rows |= {f"floor: {name}": floor["mean_over_scenes"] for name, floor in report["floors"].items()}
+        rows |= {FLOORS[name]: floor["mean_over_scenes"] for name, floor in report["floors"].items()}
         counts, index = report["counts"]["evaluated"], report["protocol"]["index_file"]
         cells = [
             f"| {name} | " + " | ".join(f"{values[m]:.3f}" for m in metrics) + " |"

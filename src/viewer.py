@@ -45,11 +45,11 @@ from .visualize import to_uint8
 
 log = logging.getLogger(__name__)
 
-FRUSTUM_SIZE = 0.08
+FRUSTUM_SIZE = 0.04
 """Of an input camera, as a part of the distance to what the cameras look at."""
 STILL = 1e-4
 """Of quaternion, position, angle: the browser lets a movement fade out long after nothing is to be seen of it."""
-STEP_BACK = 0.25
+STEP_BACK = 0.12
 """A visitor begins so far behind the first input camera, in the same unit: its frustum is in sight."""
 
 

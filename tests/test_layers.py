@@ -98,7 +98,7 @@ ALLOWED: dict[str, set[str]] = {
     "inference": EVERYTHING - {"train", "parity", "weights"},
     "inference_fast": EVERYTHING - {"train", "inference", "parity", "weights"},
     "sample": EVERYTHING - {"train", "inference", "parity", "weights"},
-    "pretrained": {"checkpoint", "config", "ema", "export", "files", "model", "settings"},
+    "pretrained": {"checkpoint", "config", "ema", "export", "files", "floors", "model", "settings"},
     "render": EVERYTHING - {"train", "inference", "parity", "weights", "viewer"},
     "viewer": EVERYTHING - {"train", "inference", "parity", "weights", "render"},
     "fit_pose_mapper": EVERYTHING - {"train", "inference", "parity", "weights", "viewer", "render"},

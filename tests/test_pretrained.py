@@ -115,6 +115,11 @@ def test_a_card_that_was_written_by_hand_stays(run, hub) -> None:
     assert (hub / "README.md").read_text() == "mine"
 
 
+def test_a_hub_folder_is_a_source_too(run, hub, tmp_path) -> None:
+    assert export_weights.main([str(hub), str(tmp_path / "back.pt")]) == 0
+    assert torch.equal(rendered(from_pretrained(tmp_path / "back.pt")), rendered(run[1]))
+
+
 def test_scores_stand_in_the_card_beside_their_floors(run, tmp_path) -> None:
     floors = {"mean_colour": {"mean_over_scenes": {"psnr": 9.5}}}
     report = {"headline": {"psnr": 21.25}, "floors": floors, "counts": {"evaluated": 24}}
@@ -123,11 +128,7 @@ def test_scores_stand_in_the_card_beside_their_floors(run, tmp_path) -> None:
     words = [str(run[0]), str(tmp_path / "scored"), "--to-hub", "--scores", str(scores)]
     assert export_weights.main(words) == 0
     card = (tmp_path / "scored" / "README.md").read_text()
-    assert (
-        "| this model | 21.250 |" in card
-        and "| floor: mean_colour | 9.500 |" in card
-        and "`index.json`" in card
-    )
+    assert "| this model | 21.250 |" in card and "| mean colour | 9.500 |" in card and "`index.json`" in card
     scores.write_text("[]")
     assert (
         export_weights.main([str(run[0]), str(tmp_path / "other"), "--to-hub", "--scores", str(scores)]) == 2

@@ -24,7 +24,9 @@ from .structure_from_motion import reconstruct
 log = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-EXPECTED = "<scene>/*.jpg, .jpeg, .png or .webp (at least two), or the photos themselves"
+UNREAD = {".heic", ".heif", ".avif", ".tif", ".tiff", ".dng", ".cr2", ".nef", ".arw"}
+"""Pictures as phones and cameras also write them."""
+EXPECTED = "<scene>/*.jpg, .jpeg, .png or .webp (at least two), or the photos themselves; export HEIC and raw pictures as JPEG"
 
 
 def find_scenes(source: Path) -> dict[str, Path]:
@@ -48,6 +50,11 @@ def read_scene(folder: Path, options: ImportOptions) -> SourceScene:
         ValueError: structure from motion found no poses.
     """
     photos = _photos(folder)
+    if unread := sorted(path.name for path in folder.iterdir() if path.suffix.lower() in UNREAD):
+        log.warning(
+            "%s: %d pictures (first %s) are of a kind that is not read, and left out: export them as JPEG.",
+            folder.name, len(unread), unread[0],
+        )  # fmt: skip
     made_by = {"photos_sha256": _digest(photos), "fov_deg": options.fov_deg, "poses": options.poses}
     if options.poses == "colmap":
         work = (

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
-from ..files import read_json, replacing, write_text
+from ..files import read_json, replacing, require_regular, write_text
 from .scene import SceneError
 
 FOLDER, META, POSTERIOR = "vae_latents", "meta.json", "posterior"
@@ -137,6 +137,7 @@ class LatentStore:
     def _file(self, scene: str) -> Any:
         if scene not in self.files:
             path = self.folder / f"{scene}.safetensors"
+            require_regular(path)
             self.files[scene] = safetensors.safe_open(path, framework="pt")
             while len(self.files) > OPEN_FILES:
                 self.files.popitem(last=False)

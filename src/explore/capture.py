@@ -75,12 +75,17 @@ def open_scene(images: Sequence[str], scene: str, fov_deg: float) -> Scene:
 
 
 def _posed_scene(path: Path, fov_deg: float) -> Scene:
-    """A scene with cameras, told by the name of its file, else taken for metadata of a converted data set."""
+    """A scene with cameras, told by the name of its file, else taken for metadata of a converted data set; of a folder, by the
+    files in it.
+    """
+    formats = {"transforms.json": "nerfstudio", "opencv_cameras.json": "opencv"}
     if path.is_dir():
-        return read_in_place("colmap", path, [], fov_deg)
+        described = (form for name, form in formats.items() if (path / name).is_file())
+        return read_in_place(next(described, "colmap"), path, [], fov_deg)
     if not path.is_file():
         raise ConfigError(f"{path}: no such scene.")
-    formats = {"transforms.json": "nerfstudio", "opencv_cameras.json": "opencv"}
+    if path.suffix != ".json":
+        raise ConfigError(f"{path} is no scene: name one of the files metadata/<scene>.json beside it.")
     if path.name in formats:
         return read_in_place(formats[path.name], path.parent, [], fov_deg)
     return JsonScene(path, path.name.removesuffix(".json"))

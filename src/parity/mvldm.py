@@ -6,6 +6,7 @@ it; `_section` makes our `model` section of both.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -257,6 +258,8 @@ def _trained(network: MVLDM, inputs: dict, given: dict, latents: Tensor) -> dict
     noise = torch.zeros_like(latents)
     noise[:, list(choices[0].target)] = given["target_noise"]
     cameras = cameras_of([inputs["context"], inputs["target"]], *latents.shape[-2:])
+    if network.config.ray_encodings.channels != 6:
+        cameras, choices = _moved_as_published(cameras, choices)
     calls: list[tuple[Tensor, Tensor, Tensor]] = []
     handle = network.denoiser.register_forward_hook(lambda _, args, out: calls.append((*args, out.detach())))
     network.zero_grad(set_to_none=True)
@@ -299,6 +302,19 @@ def _choice(given: dict, num_context: int, num_views: int, level: int) -> Choice
         unconditional=decisions["unconditional"],
         level=level,
     )
+
+
+def _moved_as_published(cameras: Cameras, choices: list[Choice]) -> tuple[Cameras, list[Choice]]:
+    """Poses in the frame of the reference view already, in float32 as in the original, and choices that say so.
+
+    Ours are made in float64; ten octaves of the encoding make 1e-4 of the last digit in which they differ.
+    """
+    choice = choices[0]  # the same views in every sample
+    if choice.reference is None:
+        return cameras, choices
+    view = (*choice.context, *choice.target)[choice.reference]
+    c2w = torch.linalg.inv(cameras.c2w[:, view : view + 1]) @ cameras.c2w
+    return cameras.at(c2w), [replace(choice, reference=None) for choice in choices]
 
 
 @torch.no_grad()

@@ -65,6 +65,18 @@ def write_colmap(scene: Path, *, binary: bool) -> None:
         model.write_binary(text)
 
 
+def test_pictures_of_phones_that_are_not_read_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    room = tmp_path / "in" / "room"
+    room.mkdir(parents=True)
+    for number in range(2):
+        Image.fromarray(photograph(pose(number))).save(room / f"{number}.jpg")
+    (room / "IMG_7.HEIC").write_bytes(b"ftypheic")
+    assert run(tmp_path / "in", tmp_path / "out", "images").written == 1
+    assert "room: 1 pictures (first IMG_7.HEIC) are of a kind that is not read" in caplog.text
+
+
 def test_a_folder_without_a_colmap_model_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "transforms.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no COLMAP model: expected <scene>/sparse/0/cameras\.bin"):

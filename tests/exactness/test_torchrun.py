@@ -19,7 +19,12 @@ TIMEOUT_S = 300
 
 
 def torchrun(config: Path, port: str, *program: str, env: dict[str, str], nodes: int = 2, restarts: int = 0):
-    """A launcher with one process, running."""
+    """A launcher with one process, running.
+
+    With the rendezvous' own store, a launcher that starts its processes again because another one did may count other
+    attempts than that one, and the processes look for each other under addresses of an earlier attempt.
+    """
+    env = {**env, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", f"--nnodes={nodes}"]
     meeting = ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", f"--max-restarts={restarts}"]
     return subprocess.Popen(

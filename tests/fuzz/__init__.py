@@ -1,6 +1,6 @@
 """Hostile and broken input: seeded damage to everything that is read from files, and what may come of it.
 
-    pytest tests/fuzz                                    a hundred and more of each kind, in CI
+    pytest tests/fuzz                                    a thousand and more, in CI
     python tests/fuzz --cases 20000 --seed 3          as many as wanted, with a table of what came of them
     python tests/fuzz --kind chunks --only 417        one case again, with its folder kept and its traceback
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.check_parity import main
+from src.geometry.camera import Cameras, rebase
 from src.model import diffusion, ray_encoding, unet, unet_blocks
+from src.model.mvldm_choice import Choice
 from src.parity import measure, mvldm
 
 DENOISER, STANDARD, PIPELINE = "denoiser_c2t3", "standard_attention_c1t2", "pipeline_c2t3"
@@ -128,6 +131,20 @@ def test_the_reader_takes_the_reference_view_of_the_original():
     }
     choice = mvldm._choice(given, num_context=2, num_views=5, level=7)
     assert (choice.context, choice.target, choice.reference) == ((1,), (2, 3, 4, 0), 1)
+
+
+def test_poses_that_the_reader_moves_are_those_that_the_model_would():
+    g = torch.Generator().manual_seed(2)
+    c2w = torch.eye(4).repeat(2, 4, 1, 1)
+    c2w[..., :3, :3] = torch.linalg.qr(torch.randn(2, 4, 3, 3, generator=g))[0]
+    c2w[..., :3, 3] = torch.randn(2, 4, 3, generator=g)
+    given = Cameras(c2w, torch.ones(2, 4, 4), 4, 4)
+    choices = [Choice((1,), (2, 3, 0), reference=1, unconditional=False, level=level) for level in (3, 9)]
+    moved, left = mvldm._moved_as_published(given, choices)
+    torch.testing.assert_close(moved.c2w, rebase(c2w, c2w[:, 2]), atol=1e-6, rtol=0)
+    assert [(choice.reference, choice.level) for choice in left] == [(None, 3), (None, 9)]
+    absolute = [replace(choice, reference=None) for choice in choices]
+    assert mvldm._moved_as_published(given, absolute) == (given, absolute)
 
 
 @pytest.mark.parametrize(
