@@ -35,6 +35,7 @@ def test_every_way_to_name_a_scene_gives_the_same_cameras(tmp_path: Path, opened
     sources = [
         str(listed.parent / "metadata" / "room.json"),
         str(tmp_path / "raw" / "room" / "opencv_cameras.json"),
+        str(tmp_path / "raw" / "room"),
     ]
     for source in sources:
         capture = read_capture(open_scene([], source, 60), [0, 2], opened.settings)
