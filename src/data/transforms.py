@@ -15,6 +15,8 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from .windows import resize_window
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Decoders that are allowed to see data from a file; others of Pillow's start programs or are rarely tested."""
 
@@ -142,15 +144,14 @@ def resize_and_crop(
         raise ValueError(f"image_size {image_size} must be a multiple of patch_size {patch_size}.")
     height, width = image.shape[:2]
     new_height, new_width = resized_size(height, width, image_size, patch_size, by_height)
-    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.LANCZOS)
     ratios = np.array([new_width / width, new_height / height] * 2, dtype=np.float64)
     fxfycxcy = np.asarray(fxfycxcy, dtype=np.float64) * ratios
-    if not square_crop:
-        return np.asarray(resized), fxfycxcy
     side = min(new_height, new_width)
-    left, top = (new_width - side) // 2, (new_height - side) // 2
-    cropped = np.asarray(resized)[top : top + side, left : left + side]
-    return cropped, fxfycxcy - np.array([0, 0, left, top], dtype=np.float64)
+    crop_height, crop_width = (side, side) if square_crop else (new_height, new_width)
+    left, top = (new_width - crop_width) // 2, (new_height - crop_height) // 2
+    window = (left, top, left + crop_width, top + crop_height)
+    resized = resize_window(Image.fromarray(image), (new_width, new_height), window)
+    return np.asarray(resized), fxfycxcy - np.array([0, 0, left, top], dtype=np.float64)
 
 
 def cover_and_crop(
@@ -174,15 +175,16 @@ def cover_and_crop(
     old_height, old_width = image.shape[:2]
     scale = max(height / old_height, width / old_width)
     new_height, new_width = round(old_height * scale), round(old_width * scale)
-    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.LANCZOS)
     left, top = (new_width - width) // 2, (new_height - height) // 2
+    window = (left, top, left + width, top + height)
+    resized = resize_window(Image.fromarray(image), (new_width, new_height), window)
     ratios = np.array([new_width / old_width, new_height / old_height] * 2, dtype=np.float64)
     moved = np.array([left, top], dtype=np.float64)
     fxfycxcy = np.asarray(fxfycxcy, dtype=np.float64) * ratios
     if keep_principal_point:
         moved = fxfycxcy[2:] * (1 - np.array([width / new_width, height / new_height]))
     fxfycxcy = fxfycxcy - np.array([0, 0, *moved])
-    return over_white(np.asarray(resized)[top : top + height, left : left + width]), fxfycxcy
+    return over_white(np.asarray(resized)), fxfycxcy
 
 
 def crop_middle(image: np.ndarray, fxfycxcy: np.ndarray, zoom: float) -> tuple[np.ndarray, np.ndarray]:
