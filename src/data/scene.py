@@ -76,7 +76,7 @@ def camera_problem(fxfycxcy: np.ndarray, w2c: np.ndarray) -> str:
         return "focal length is not positive"
     if abs(np.linalg.det(w2c[:3, :3])) < 1e-6:
         return "camera rotation is singular"
-    if not np.allclose(w2c[3], [0, 0, 0, 1], atol=1e-6):
+    if np.abs(w2c[3] - [0, 0, 0, 1]).max() > 1e-6:
         return "last row of w2c is not 0 0 0 1"
     return ""
 
