@@ -1,4 +1,4 @@
-"""Samples per second of one loader process: 8 views at 224 pixels from converted folders, against the published way.
+"""Samples per second of one loader process: 8 views at 224 pixels, read from converted folders and stacked to a batch.
 
 Public: measure.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.batch import collate
 from ..data.convert import Options, convert
 from ..data.dataset import SceneDataset
 from ..data.view_settings import ViewSettings
@@ -39,8 +40,8 @@ def _row(what: str, place: Place, data: SceneDataset, target: float) -> Row:
     picks, png = _picks(data), place.work / "png"
     turns = take_turns(
         what,
-        lambda: [_published(png, data, *pick) for pick in picks],
-        lambda: [_ours(data, *pick) for pick in picks],
+        lambda: [torch.stack(field) for field in zip(*(_published(png, data, *pick) for pick in picks))],
+        lambda: collate([_ours(data, *pick) for pick in picks], num_input=2),
         place.rounds,
     )
     return ratio_row(what, turns, SAMPLES, "samples/s", target, _verdict(png, data, picks))

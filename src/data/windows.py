@@ -12,6 +12,7 @@ Public: resize_window.
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -55,6 +56,7 @@ def _resize(image: Image.Image, size: tuple[int, int], box: tuple[float, ...]) -
     return image.resize(size, Image.Resampling.LANCZOS, box=box)
 
 
+@cache  # pictures of a data set are of a few sizes, and fractions are slow
 def exact_span(start: int, stop: int, old: int, new: int) -> tuple[int, int]:
     """The shortest span around [start, stop) of `new` pixels whose edges are exact among the `old`; else all of them."""
     step = Fraction(old, new).denominator
