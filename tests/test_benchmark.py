@@ -59,8 +59,8 @@ def test_conversion_is_compared_with_png_files(chunks, tmp_path, monkeypatch):
 
 def test_memory_counts_what_is_held():
     before = held_bytes()
-    held = torch.ones(50 * 2**20 // 4)
-    assert 45 * 2**20 < held_bytes() - before < 70 * 2**20
+    held = torch.ones(400 * 2**20 // 4)  # much more than processes of other tests that end meanwhile
+    assert 200 * 2**20 < held_bytes() - before < 500 * 2**20
     del held
 
 

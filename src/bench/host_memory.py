@@ -49,25 +49,27 @@ def measure(place: Place) -> list[Row]:
 
 def _load(listing: Path, pipe) -> None:
     """In a process that stands for a rank: fill the loaders, then add up."""
+    # Loader processes start as those of a rank do, not in the way in which this process was started.
+    multiprocessing.set_start_method(None, force=True)
     loader = training_loader(run_config(listing), rank=0, world=1)
     batch = next(loader)
     ready = loader.num_workers * loader.prefetch_factor * batch["image"].nbytes
-    until, held = time.monotonic() + PATIENCE_S, held_bytes()
-    while held < ready and time.monotonic() < until:
+    until = time.monotonic() + PATIENCE_S
+    while not (full := sum(_shared_files(_family())) >= 0.9 * ready) and time.monotonic() < until:
         time.sleep(2)
-        held = held_bytes()
     time.sleep(5)  # all workers are idle: nothing moves any more
-    pipe.send((held_bytes(), loader.num_workers, shared_bytes(_family()) >= 0.9 * ready))
+    pipe.send((held_bytes(), loader.num_workers, full))
     loader.close()
 
 
 def held_bytes() -> int:
-    """Of this process and those it started: memory in proportion to how many share it, and shared memory in open files.
+    """Of this process and those it started: memory in proportion to how many share it, and batches on their way.
 
-    A batch on its way lies in such a file; one that is mapped as well counts twice, so that this is never too little.
+    Those lie in shared memory that is open as a file and that no process may have mapped.
     """
     processes = _family()
-    return sum(_pss(process) for process in processes) + shared_bytes(processes)
+    _, only_open = _shared_files(processes)
+    return sum(_pss(process) for process in processes) + only_open
 
 
 def _family() -> list[int]:
@@ -81,15 +83,23 @@ def _pss(process: int) -> int:
     return 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
 
 
-def shared_bytes(processes: list[int]) -> int:
-    """Size of the files in /dev/shm that these processes have open, each once."""
-    device, sizes = os.stat("/dev/shm").st_dev, {}
+def _shared_files(processes: list[int]) -> tuple[int, int]:
+    """Bytes of the files in /dev/shm that these processes have mapped, and of those that are only open; each once."""
+    shared = os.stat("/dev/shm").st_dev
+    device = f"{os.major(shared):02x}:{os.minor(shared):02x}"
+    mapped: dict[int, int] = {}
+    opened: dict[int, int] = {}
     for process in processes:
+        for line in Path(f"/proc/{process}/maps").read_text(encoding="utf-8").splitlines():
+            span, _, _, where, inode, *_ = line.split()
+            if where == device:
+                begin, end = (int(edge, 16) for edge in span.split("-"))
+                mapped[int(inode)] = end - begin
         for entry in Path(f"/proc/{process}/fd").iterdir():
             try:
                 stat = entry.stat()
             except OSError:  # closed meanwhile
                 continue
-            if stat.st_dev == device:
-                sizes[stat.st_ino] = stat.st_blocks * 512
-    return sum(sizes.values())
+            if stat.st_dev == shared:
+                opened[stat.st_ino] = stat.st_blocks * 512
+    return sum(mapped.values()), sum(size for inode, size in opened.items() if inode not in mapped)
