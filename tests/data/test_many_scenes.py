@@ -13,7 +13,7 @@ from src.data.text_table import TextTable
 
 
 def test_a_table_gives_back_its_texts():
-    texts = ["", "a", "metadata/Straße.json", "b" * 300]
+    texts = ["", "a", "metadata/Stra\u00dfe.json", "b" * 300]
     table = TextTable(texts)
     assert list(table) == texts and len(table) == 4 and table[-1] == texts[-1]
     assert "a" in table and table.index("a") == 1 and len(TextTable([])) == 0
