@@ -81,6 +81,11 @@ class Training:
         "image_shape crops leave the principal point at its fraction of the picture (as published by lvsm_latent)",
         False,
     )
+    fast_decode: bool = key(
+        "training pictures by a faster decoder and filter, above 45 dB against the exact ones on photos; evaluation is "
+        "always exact",
+        False,
+    )
     batch_size_per_gpu: int = key("samples per process and forward pass", 8, least=1)
     num_workers: int = key("loader processes per rank; 0 loads in the main process", 4, least=0)
     prefetch_factor: int = key(

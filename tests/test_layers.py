@@ -88,7 +88,7 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
     },
     "run_page": {"config", "files", "page"},
-    "bench": {"config", "files", "geometry", "model", "saving"},
+    "bench": {"config", "data", "files", "geometry", "model", "saving", "settings", "settings_views"},
     "cli": {"config", "settings", "model"},
     "evaluate": EVERYTHING
     - {"cli", "run", "train", "plan", "preflight", "inference", "inference_fast", "parity", "weights"},

@@ -31,7 +31,7 @@ from ..files import exclusive, read_json, write_bytes
 from .chunks import ChunkError, RawScene, find_chunks, frame_camera, open_chunk, raw_scenes
 from .parallel import parallel_map, stopping
 from .scene import SceneError, camera_problem
-from .transforms import decode_image, image_header
+from .transforms import checked_header, decode_image, image_header
 
 SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 
@@ -236,14 +236,13 @@ def _write_frame(options: Options, scene: RawScene, number: int, folder: Path) -
     """Write one picture; its entry in the metadata."""
     try:
         data = _bytes(scene.images[number])
-        width, height, kind = image_header(data)
+        look = image_header if options.verify == "header" or options.image_format == "png" else checked_header
+        width, height, kind = look(data)
         fxfycxcy, w2c = frame_camera(scene.cameras[number], width, height)
         if problem := camera_problem(fxfycxcy, w2c):
             raise ValueError(problem)
         if options.image_format == "png":
             data, kind = _as_png(data), "PNG"
-        elif options.verify == "decode":
-            decode_image(data)
     except ValueError as error:
         return missing_entry(error)
     name = f"{number:05d}{SUFFIX[kind]}"

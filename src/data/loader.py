@@ -207,7 +207,7 @@ class _Samples(Dataset):
         training = config.training
         paths, weights = sources(training.dataset_path)
         build = dataset_class(training.dataset_name)
-        self.sources = [build(path, ViewSettings.of(config, latents=True)) for path in paths]
+        self.sources = [build(path, ViewSettings.of(config, training=True)) for path in paths]
         sizes = [len(source) for source in self.sources]
         self.offsets = [sum(sizes[:number]) for number in range(len(sizes))]
         self.order = Order(sizes, weights, training.seed)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..config import ConfigError
 from ..files import read_bytes, read_json
+from .text_table import TextTable
 
 
 class SceneError(ValueError):
@@ -76,7 +77,7 @@ def camera_problem(fxfycxcy: np.ndarray, w2c: np.ndarray) -> str:
         return "focal length is not positive"
     if abs(np.linalg.det(w2c[:3, :3])) < 1e-6:
         return "camera rotation is singular"
-    if not np.allclose(w2c[3], [0, 0, 0, 1], atol=1e-6):
+    if np.abs(w2c[3] - [0, 0, 0, 1]).max() > 1e-6:
         return "last row of w2c is not 0 0 0 1"
     return ""
 
@@ -153,15 +154,15 @@ class ListedScenes:
         if path.suffix == ".torch":
             raise ConfigError(f"{path} is one chunk: name its folder, {path.parent}.")
         lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig", errors="replace").splitlines()]
-        self.lines = sorted((line for line in lines if line), key=lambda line: line.rpartition("/")[2])
-        if not self.lines:
+        lines = sorted((line for line in lines if line), key=lambda line: line.rpartition("/")[2])
+        if not lines:
             raise ConfigError(f"{path} lists no scenes.")
-        if other := next((s for s in self.lines if not s.endswith(".json") or not s.isprintable()), ""):
+        if other := next((s for s in lines if not s.endswith(".json") or not s.isprintable()), ""):
             raise ConfigError(
                 f"{path} is no full_list.txt: expected the path of a metadata .json in each line, found {other[:60]!r}."
             )
-        self.path = path
-        self.names = [Path(line).name.removesuffix(".json") for line in self.lines]
+        self.path, self.lines = path, TextTable(lines)
+        self.names = TextTable(line.rpartition("/")[2].removesuffix(".json") for line in lines)
         self.problems: list[tuple[str, str]] = []
 
     def __len__(self) -> int:

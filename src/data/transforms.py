@@ -3,17 +3,23 @@
 Source: LVSM and Less3Depend, dataset_scene.py (PIL LANCZOS, int() then rounding half to even). Beyond them: grey,
 RGBA, portrait and small pictures.
 
-Public: decode_image, decode_pixels, over_white, image_header, resized_size, resize_and_crop, cover_and_crop,
-crop_middle, mirror, mirrored_pose, invert_pose.
+Public: decode_image, decode_pixels, over_white, image_header, checked_header, image_layout, resize_part, resized_size,
+resize_and_crop, cover_and_crop, crop_middle, mirror, mirrored_pose, invert_pose.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
+
+from .windows import Window, resize_window
+
+ResizePart = Callable[[np.ndarray, tuple[int, int], Window], np.ndarray]
+"""Picture [h, w, 3 or 4], width and height of the whole resized one, part of it that is wanted -> that part."""
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Decoders that are allowed to see data from a file; others of Pillow's start programs or are rarely tested."""
@@ -44,13 +50,49 @@ def image_header(data: bytes) -> tuple[int, int, str]:
     """
     try:
         with _open(data) as image:
-            # MPO: a JPEG with a second one behind
-            kind = "JPEG" if image.format == "MPO" else str(image.format)
-            return image.width, image.height, kind
+            return _header(image)
     except _TooLarge:
         raise
     except _BROKEN as error:
         raise ValueError("not a JPEG, PNG or WebP picture") from error
+
+
+def _header(image: Image.Image) -> tuple[int, int, str]:
+    # MPO: a JPEG with a second one behind
+    return image.width, image.height, "JPEG" if image.format == "MPO" else str(image.format)
+
+
+def checked_header(data: bytes) -> tuple[int, int, str]:
+    """`image_header` of a picture that `decode_image` accepts.
+
+    Of a JPEG all its compressed data are read, but only an eighth of the size in grey is computed from them, as libjpeg
+    can: nothing in the rest of its work can fail.
+
+    Raises:
+        ValueError: as `decode_image`, or as `image_header`.
+    """
+    try:
+        with _open(data) as image:
+            header = _header(image)
+            if image.format == "JPEG" and image.mode in ("RGB", "L"):
+                image.draft("L", (image.width // 8, image.height // 8))
+                image.load()
+                return header
+    except _TooLarge:
+        raise
+    except _BROKEN as error:
+        raise ValueError(f"cannot be decoded ({error})") from error
+    decode_image(data)
+    return header
+
+
+def image_layout(data: bytes) -> tuple[str, str]:
+    """Format and pixel type of an encoded picture as Pillow calls them ("JPEG", "RGB"); ("", "") if it is none."""
+    try:
+        with _open(data) as image:
+            return str(image.format), image.mode
+    except _BROKEN:
+        return "", ""
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -99,6 +141,11 @@ def over_white(pixels: np.ndarray) -> np.ndarray:
     return ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
+def resize_part(image: np.ndarray, size: tuple[int, int], window: Window) -> np.ndarray:
+    """`resize_window` on arrays: the exact `ResizePart`."""
+    return np.asarray(resize_window(Image.fromarray(image), size, window))
+
+
 def resized_size(
     height: int, width: int, image_size: int, patch_size: int, by_height: bool = False
 ) -> tuple[int, int]:
@@ -123,6 +170,7 @@ def resize_and_crop(
     patch_size: int,
     square_crop: bool,
     by_height: bool = False,
+    part: ResizePart = resize_part,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resize to `image_size` along the shorter side, then crop the centre square if asked; intrinsics follow.
 
@@ -132,6 +180,7 @@ def resize_and_crop(
         image_size: shorter side of the result, pixels; a multiple of `patch_size`.
         square_crop: cut the longer side to the shorter, offsets rounded down.
         by_height: as in `resized_size`.
+        part: how pixels are resized.
 
     Returns:
         image: uint8 [h', w', 3]
@@ -142,19 +191,24 @@ def resize_and_crop(
         raise ValueError(f"image_size {image_size} must be a multiple of patch_size {patch_size}.")
     height, width = image.shape[:2]
     new_height, new_width = resized_size(height, width, image_size, patch_size, by_height)
-    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.LANCZOS)
     ratios = np.array([new_width / width, new_height / height] * 2, dtype=np.float64)
     fxfycxcy = np.asarray(fxfycxcy, dtype=np.float64) * ratios
-    if not square_crop:
-        return np.asarray(resized), fxfycxcy
     side = min(new_height, new_width)
-    left, top = (new_width - side) // 2, (new_height - side) // 2
-    cropped = np.asarray(resized)[top : top + side, left : left + side]
-    return cropped, fxfycxcy - np.array([0, 0, left, top], dtype=np.float64)
+    crop_height, crop_width = (side, side) if square_crop else (new_height, new_width)
+    left, top = (new_width - crop_width) // 2, (new_height - crop_height) // 2
+    window = (left, top, left + crop_width, top + crop_height)
+    return part(image, (new_width, new_height), window), fxfycxcy - np.array(
+        [0, 0, left, top], dtype=np.float64
+    )
 
 
 def cover_and_crop(
-    image: np.ndarray, fxfycxcy: np.ndarray, height: int, width: int, keep_principal_point: bool = False
+    image: np.ndarray,
+    fxfycxcy: np.ndarray,
+    height: int,
+    width: int,
+    keep_principal_point: bool = False,
+    part: ResizePart = resize_part,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scale a picture until it just covers height x width, then cut out the centre; intrinsics follow.
 
@@ -164,6 +218,7 @@ def cover_and_crop(
         fxfycxcy: pixels of `image`. [4]
         keep_principal_point: Parity: KaiHelli/lvsm leaves it at the same fraction of the picture, which is wrong by
             half a pixel where the margins differ, and by more where it is off the centre.
+        part: how pixels are resized.
 
     Returns:
         image: uint8 [height, width, 3]
@@ -174,15 +229,16 @@ def cover_and_crop(
     old_height, old_width = image.shape[:2]
     scale = max(height / old_height, width / old_width)
     new_height, new_width = round(old_height * scale), round(old_width * scale)
-    resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.LANCZOS)
     left, top = (new_width - width) // 2, (new_height - height) // 2
+    window = (left, top, left + width, top + height)
+    resized = part(image, (new_width, new_height), window)
     ratios = np.array([new_width / old_width, new_height / old_height] * 2, dtype=np.float64)
     moved = np.array([left, top], dtype=np.float64)
     fxfycxcy = np.asarray(fxfycxcy, dtype=np.float64) * ratios
     if keep_principal_point:
         moved = fxfycxcy[2:] * (1 - np.array([width / new_width, height / new_height]))
     fxfycxcy = fxfycxcy - np.array([0, 0, *moved])
-    return over_white(np.asarray(resized)[top : top + height, left : left + width]), fxfycxcy
+    return over_white(resized), fxfycxcy
 
 
 def crop_middle(image: np.ndarray, fxfycxcy: np.ndarray, zoom: float) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,12 @@ Public: Resize, ViewReader, View.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from .fast_pictures import decode_fast, resize_fast
 from .overlap import fields_of_view_deg
 from .scene import FrameError, Scene, SceneError
 from .transforms import cover_and_crop, crop_middle, decode_pixels, invert_pose, over_white, resize_and_crop
@@ -45,6 +47,10 @@ class ViewReader:
         expected_shape: tuple[int, int] | None = None,
     ) -> None:
         self.settings, self.resize, self.expected_shape = settings, resize, expected_shape
+        self.decode, self.cover = decode_pixels, cover_and_crop
+        if settings.fast_decode:
+            self.decode, self.cover = decode_fast, partial(cover_and_crop, part=resize_fast)
+            self.resize = partial(resize, part=resize_fast)
 
     def __call__(self, scene: Scene, frame: int, check_scene: bool = False, zoom: float = 1.0) -> View:
         """One frame of a scene.
@@ -60,7 +66,7 @@ class ViewReader:
             raise FrameError(f"frame {frame}: {reason}")
         fxfycxcy, w2c = scene.camera(frame)
         try:
-            image = decode_pixels(scene.encoded(frame))
+            image = self.decode(scene.encoded(frame))
         except ValueError as error:
             raise FrameError(f"frame {frame}: {error}") from error
         height, width = image.shape[:2]
@@ -75,7 +81,7 @@ class ViewReader:
         if s.image_shape:
             height, width = s.image_shape
             small = image.shape[0] < height or image.shape[1] < width
-            image, fxfycxcy = cover_and_crop(image, fxfycxcy, height, width, s.keep_principal_point)
+            image, fxfycxcy = self.cover(image, fxfycxcy, height, width, s.keep_principal_point)
         else:
             small = min(image.shape[:2]) < s.image_size
             image = over_white(image)

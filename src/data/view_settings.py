@@ -38,21 +38,22 @@ class ViewSettings:
     make_baseline_1: bool
     keep_principal_point: bool
     vae_latents: str
+    fast_decode: bool = False
 
     @classmethod
-    def of(cls, config: RunConfig, *, latents: bool = False) -> ViewSettings:
+    def of(cls, config: RunConfig, *, training: bool = False) -> ViewSettings:
         """Collect them from a run's config; ConfigError if pictures could not be cut into patches.
 
-        latents: samples carry the latents of `training.vae_latents`, which training alone reads.
+        training: with `training.vae_latents` and `training.fast_decode`, which hold for training alone.
         """
-        training, tokenizer = config.training, config.model.image_tokenizer
+        section, tokenizer = config.training, config.model.image_tokenizer
         names = [name for name in cls.__dataclass_fields__ if name not in ("image_size", "patch_size")]
-        values = {name: getattr(training, name) for name in names}
-        if any(side % tokenizer.patch_size for side in training.image_shape):
+        values = {name: getattr(section, name) for name in names}
+        if any(side % tokenizer.patch_size for side in section.image_shape):
             raise ConfigError(
-                f"training.image_shape is {training.image_shape}: expected multiples of the model's patch size "
+                f"training.image_shape is {section.image_shape}: expected multiples of the model's patch size "
                 f"{tokenizer.patch_size}."
             )
-        if not latents:
-            values["vae_latents"] = ""
+        if not training:
+            values.update(vae_latents="", fast_decode=False)
         return cls(image_size=tokenizer.image_size, patch_size=tokenizer.patch_size, **values)

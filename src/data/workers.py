@@ -9,6 +9,7 @@ Public: ReadAhead, WorkerDied.
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -123,6 +124,10 @@ class ReadAhead:
 
     def _start(self) -> None:
         options = {"prefetch_factor": self.prefetch_factor} if self.num_workers else {}
+        # What is loaded now stays shared with the processes: without this, each one's garbage collection writes into all
+        # objects of the run, and so makes a copy of them.
+        gc.collect()
+        gc.freeze()
         self._loader = iter(
             DataLoader(
                 self._items,
@@ -136,6 +141,7 @@ class ReadAhead:
                 **options,
             )
         )
+        gc.unfreeze()
         if not self.num_workers:
             return
         # Left to itself, multiprocessing would wait for ever at exit for processes that ignore signals.

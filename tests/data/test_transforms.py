@@ -11,7 +11,14 @@ import torch
 from PIL import Image
 from raw_chunks import picture
 
-from src.data.transforms import cover_and_crop, decode_image, image_header, invert_pose, resize_and_crop
+from src.data.transforms import (
+    checked_header,
+    cover_and_crop,
+    decode_image,
+    image_header,
+    invert_pose,
+    resize_and_crop,
+)
 from src.geometry.camera import Cameras, pixel_rays
 
 
@@ -141,3 +148,34 @@ def test_cover_and_crop_keeps_the_rays_of_its_pixels(shape, target):
     expected = np.stack([(column - new[2]) / new[0], (row - new[3]) / new[1]], -1) * 150 + 128
     inner = (slice(2, -2), slice(2, -2))
     assert np.abs(out[..., :2] - expected)[inner].max() < 2.5
+
+
+def test_a_quick_look_at_a_picture_comes_to_the_same_verdict_as_decoding_it():
+    """Cut off anywhere, with wrong bytes anywhere: baseline and progressive, every subsampling, grey, PNG."""
+
+    def verdict(look, data):
+        try:
+            look(data)
+        except ValueError as error:
+            return str(error)
+        return "fine"
+
+    rng = np.random.default_rng(0)
+    pixels = Image.open(io.BytesIO(picture(120, 72, seed=5)))
+    kinds = [picture(120, 72, 5, channels=1), picture(120, 72, 5, ".png")]
+    for options in ({"subsampling": n} for n in (0, 1, 2)):
+        for progressive in (False, True):
+            buffer = io.BytesIO()
+            pixels.save(buffer, format="JPEG", progressive=progressive, **options)
+            kinds.append(buffer.getvalue())
+    seen = set()
+    for data in kinds:
+        assert checked_header(data) == image_header(data) and verdict(decode_image, data) == "fine"
+        for _ in range(60):
+            place, broken = int(rng.integers(len(data))), bytearray(data)
+            broken[place] = rng.integers(256)
+            for case in (data[:place], bytes(broken), bytes(broken[:place]) + data[place + 3 :]):
+                expected = verdict(decode_image, case)
+                seen.add(expected == "fine")
+                assert (verdict(checked_header, case) == "fine") == (expected == "fine"), expected
+    assert seen == {True, False}

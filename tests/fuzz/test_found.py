@@ -93,7 +93,7 @@ def test_metadata_that_names_no_file_costs_a_frame_or_a_scene(tmp_path: Path) ->
 
 def test_a_list_has_names_that_can_be_shown(tmp_path: Path) -> None:
     (tmp_path / "full_list.txt").write_bytes(b"\xef\xbb\xbfmetadata/a.json\n")  # with a byte-order mark
-    assert ListedScenes(tmp_path / "full_list.txt").names == ["a"]
+    assert list(ListedScenes(tmp_path / "full_list.txt").names) == ["a"]
     (tmp_path / "full_list.txt").write_text("metadata/\x1b[31m.json\n")
     with pytest.raises(ConfigError, match=r"full_list.txt is no full_list.txt"):
         ListedScenes(tmp_path / "full_list.txt")
