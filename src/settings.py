@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,8 +136,15 @@ def load_config(path: str | Path, overrides: list[str], family_config: Callable[
         ConfigError: all problems found, one a line, each naming file, key and remedy.
     """
     parts, problems = load_parts(path, overrides, family_config)
-    raise_all(f"{path}: {problem}" for problem in problems)
+    given = [dotted for dotted, _ in parse_overrides(overrides)]
+    raise_all(f"{_culprit(problem, given, path)}: {problem}" for problem in problems)
     return RunConfig(**parts)
+
+
+def _culprit(problem: str, given: list[str], path: str | Path) -> str:
+    """Where a problem stands: on the command line if it names a setting that was given there, else in the file."""
+    named = any(re.search(rf"(?<![\w.]){re.escape(dotted)}(?![\w])", problem) for dotted in given)
+    return "command line" if named else str(path)
 
 
 def load_parts(

@@ -11,6 +11,7 @@ import yaml
 
 from src.cli import read_config
 from src.config import ConfigError, key, parse_overrides, read_yaml
+from src.model import family_config
 from src.settings import RunConfig, config_digest, config_from_tree, describe, load_config, to_plain
 
 
@@ -288,3 +289,15 @@ def test_print_config_shows_the_settings_and_does_nothing_else(tmp_path: Path, c
     shown = capsys.readouterr().out
     assert "warmup: 7  # command line" in shown
     assert config_from_tree(yaml.safe_load(shown), family).training.lr == 4e-4
+
+
+def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(repo_root, tmp_path) -> None:
+    path = repo_root / "config" / "debug.yaml"
+    with pytest.raises(
+        ConfigError, match=r"^command line: unknown key training\.lrr\. Did you mean training\.lr\?"
+    ):
+        load_config(path, ["training.lrr=1"], family_config)
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(path.read_text().replace("  lr:", "  lrr:"))
+    with pytest.raises(ConfigError, match=r"wrong\.yaml: unknown key training\.lrr"):
+        load_config(wrong, ["training.seed=1"], family_config)
