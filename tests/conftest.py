@@ -48,6 +48,7 @@ def logging_left_alone() -> Iterator[None]:
     root.handlers[:] = before[0]
     root.setLevel(before[1])  # which also forgets what loggers remember of levels
     ours.setLevel(before[2])
+    logging.disable(logging.NOTSET)  # scripts silence what they repeat many times
 
 
 @pytest.fixture(scope="session")
