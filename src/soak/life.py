@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def warm_up() -> None:
         importlib.import_module(name)
 
 
-class Life:
+class Life(ABC):
     """Processes of one start.
 
     log: file that gets what they say. began: seconds since 1970.
@@ -47,22 +48,22 @@ class Life:
         self.config, self.world, self.log = config, world, log
         self.began = time.time()
 
+    @abstractmethod
     def ranks(self) -> list[int]:
         """Process ids of the ranks, as far as they have started; rank 0 first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self) -> bool:
         """Whether no process is left."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def status(self) -> int:
         """Exit status after the end: the first one that is not 0, negative for a signal."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kill(self) -> None:
         """SIGKILL to all processes, loader workers included."""
-        raise NotImplementedError
 
     def kill_rank(self, rank: int) -> None:
         """SIGKILL to one rank alone; its loader workers notice some seconds later."""
