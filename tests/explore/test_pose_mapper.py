@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from easydict import EasyDict
+from photo_folder import UP_LVSM, write_config, write_data_set
+from safetensors.torch import save_file
 
 from src.checkpoint import CheckpointError
+from src.explore.open_model import open_model
 from src.explore.pose_mapper import PoseMapper, relative_poses
-from src.fit_pose_mapper import Examples, errors, fit
+from src.fit_pose_mapper import Examples, errors, fit, main
 from src.geometry.camera import Cameras
 from src.geometry.rotation import decode_pose, encode_pose
+from src.model import build_model, family_config
+from src.settings import load_config
 
 
 def bent(true: torch.Tensor) -> torch.Tensor:
@@ -99,3 +105,18 @@ def test_the_file_holds_weights_and_nothing_runs(mapper: PoseMapper, tmp_path: P
     for name in ("hostile.pt", "cut.pt", "other.pt", "none.pt"):
         with pytest.raises(CheckpointError, match=name):
             PoseMapper.load(tmp_path / name)
+
+
+def test_the_command_writes_it_where_the_model_finds_it(tmp_path: Path) -> None:
+    listed, config = write_data_set(tmp_path, 6), write_config(tmp_path / "c.yaml", UP_LVSM)
+    weights = tmp_path / "w" / "model.safetensors"
+    weights.parent.mkdir()
+    save_file(build_model(load_config(config, [], family_config).model).state_dict(), weights)
+    more = [f"training.{name}dataset_path={listed}" for name in ("", "eval_")]
+    more += [f"inference.view_idx_file_path={tmp_path / 'index.json'}", "pretrained.dinov2=random"]
+    words = ["--config", str(config), "--checkpoint", str(weights), "--samples", "3", "--steps", "4", *more]
+    assert main(words) == 0
+    report = json.loads((weights.parent / "pose_mapper.json").read_text())
+    assert report["held_out"]["scenes"] == 1 and report["held_out"]["camera_controlled_psnr"] > 0
+    assert report["samples"] == 3 and report["training"]["to_world_rotation_deg"] >= 0
+    assert open_model(str(config), str(weights), ["pretrained.dinov2=random"]).mapper is not None
