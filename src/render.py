@@ -72,7 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", required=True, type=Path, help=".mp4, .gif, or a folder for PNG files")
     parser.add_argument(
-        "--frames", type=int, default=0, help="frames (default: inference.render_video_config.num_frames)"
+        "--frames",
+        type=int,
+        default=0,
+        help="frames, of interpolate and pivot per transition (default: the config's)",
     )
     parser.add_argument(
         "--fps", type=int, default=0, help="frames per second (default: the path's or the config's)"
@@ -80,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size", type=int, default=0, help="height of the frames, pixels (default: that of the inputs)"
     )
-    parser.add_argument("--loop", action="store_true", help="return to the first camera")
+    parser.add_argument(
+        "--loop", action="store_true", help="return to the first camera (also where the config says so)"
+    )
     parser.add_argument(
         "--pose_mapper", default="", help=f"(default: {MAPPER_FILE} beside the checkpoint, if it is there)"
     )
