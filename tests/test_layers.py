@@ -68,6 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "fid": {"config", "output_folders", "torch_files"},
     "met3r": BASICS | {"checkpoint", "data", "metrics", "model", "output_folders", "visualize"},
     "comparison": BASICS | {"data", "metrics", "output_folders", "visualize"},
+    "profiling": {"files", "runtime"},
     "cost": {"settings", "geometry", "model", "loss", "memory"},
     "memory": {"runtime"},
     "gpus": {"settings"},
@@ -88,7 +89,8 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
     },
     "run_page": {"config", "files", "page"},
-    "bench": {"config", "data", "files", "geometry", "model", "saving", "settings", "settings_views"},
+    "bench": EVERYTHING
+    - {"cli", "train", "plan", "preflight", "inference", "inference_fast", "parity", "weights", "soak"},
     "cli": {"config", "settings", "model"},
     "evaluate": EVERYTHING
     - {"cli", "run", "train", "plan", "preflight", "inference", "inference_fast", "parity", "weights"},
