@@ -69,6 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     "met3r": BASICS | {"checkpoint", "data", "metrics", "model", "output_folders", "visualize"},
     "comparison": BASICS | {"data", "metrics", "output_folders", "visualize"},
     "profiling": {"files", "runtime"},
+    "scaling": {"cost", "gpus", "settings"},
     "cost": {"settings", "geometry", "model", "loss", "memory"},
     "memory": {"runtime"},
     "gpus": {"settings"},
