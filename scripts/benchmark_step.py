@@ -1,6 +1,6 @@
 """Time, MFU and memory of a training step under different settings; on any device, alone or under torchrun.
 
-    python -m scripts.benchmark_step --config config/uplvsm_x224.yaml [key=value ...] [--variants every_1 eager compiled]
+    python -m scripts.benchmark_step --config config/uplvsm_x224.yaml [key=value ...] [--variants blocks speed compiled_speed]
 
 Needs neither data nor weights: noise goes through random networks of the config's sizes. Writes `step.json` and `step.md`. What
 is measured and how, and the table of variants: src/bench/steps.py.

@@ -1,6 +1,6 @@
 """A training run: what it consists of, what it starts from, and how it is saved and goes on.
 
-Public: Run, Progress, prepare, check_folder, open_run, save, state_of, finish_saving.
+Public: Run, Progress, check_folder, open_run, save, state_of, finish_saving.
 """
 
 from __future__ import annotations
@@ -153,20 +153,14 @@ def open_run(config: RunConfig, runtime: Runtime) -> Run:
         trained = [p for p in model.parameters() if p.requires_grad]
         # Weights and the two moments of AdamW.
         saver.reserve([*model.state_dict().values(), *trained, *trained])
-    prepare(model, training)
+    model.train()
+    if training.compile:
+        model.compile_blocks()
     from_main(
         lambda: write_text(run.folder / "config.yaml", yaml.safe_dump(to_plain(config), sort_keys=False)),
         runtime,
     )
     return run
-
-
-def prepare(model: ViewSynthesizer, training: Training) -> None:
-    """Put a model into the state in which a run trains it: what is recomputed, and what is compiled."""
-    model.train()
-    model.set_checkpointing(training.grad_checkpoint_every)
-    if training.compile:
-        model.compile_blocks()
 
 
 def check_folder(checkpoint_dir: str) -> None:

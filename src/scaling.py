@@ -132,7 +132,7 @@ def worthwhile(works: dict[int, Work], link: Link, least: float = 0.8) -> int:
 
 @dataclass(frozen=True)
 class Counts:
-    """FLOPs of one sample: forward and backward pass, what checkpointing adds, networks of the loss. size: bytes of the
+    """FLOPs of one sample: forward and backward pass, what is computed again, networks of the loss. size: bytes of the
     gradients.
     """
 
@@ -157,7 +157,6 @@ class Counts:
 
 def count(config: RunConfig) -> Counts:
     """Counted on the meta device."""
-    step, every = StepOnPaper(config), config.training.grad_checkpoint_every
-    work = step.flops(0)
-    recomputed = step.flops(every) - work if every else 0
-    return Counts(work, recomputed, step.loss_flops(), 4 * step.trained)
+    step = StepOnPaper(config)
+    work = step.flops()
+    return Counts(work, step.flops(step.plan) - work, step.loss_flops(), 4 * step.trained)

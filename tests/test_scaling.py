@@ -86,9 +86,10 @@ def test_the_work_of_a_config_is_that_of_the_formula() -> None:
         "model.transformer.n_layer=2",
     ]
     config = load_config(CONFIGS / "lvsm_decoder_only_1gpu.yaml", overrides, family_config)
-    counts, n, d = count(config), 3 * 1024, 768
-    forward = 6 * 2 * (24 * d**2 * n + 4 * d * n**2)
-    recomputed = 6 * 2 * (16 * d**2 * n + 4 * d * n**2)
+    counts, n, used, d = count(config), 3 * 1024, 1024, 768
+    last = 6 * d**2 * n + 10 * d**2 * used + 4 * d * n * used  # all tokens are keys, but targets alone go on
+    forward = 6 * (24 * d**2 * n + 4 * d * n**2 + last + 8 * d**2 * used)
+    recomputed = 6 * (16 * d**2 * n + 4 * d * n**2 + last)
     assert counts.work == pytest.approx(3 * forward, rel=0.03)  # the rest: tokenizers and head
     assert counts.recomputed == pytest.approx(recomputed, rel=1e-6)
     assert counts.loss_work == 0

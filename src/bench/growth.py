@@ -143,7 +143,7 @@ def training_config(family: str, sizes: Sizes, scale: Scale) -> RunConfig:
         "perceptual_loss_weight": 0.0,
         "use_amp": False,
         "use_tf32": False,
-        "grad_checkpoint_every": 0,
+        "activations": "speed",
     }
     tree = {"model": section(family, sizes, scale.size), "training": training}
     return config_from_tree(tree, family_config, origin=family)
@@ -200,7 +200,7 @@ def step_on_paper(config: RunConfig) -> dict[str, int]:
     step = StepOnPaper(config, samples=config.training.batch_size_per_gpu)
     memory = step.memory()
     return {
-        "step_flop": step.flops(0),
+        "step_flop": step.flops(),
         "step_paper_bytes": memory.activations + memory.gradients,
         "step_moved": 10 * memory.gradients + 2 * memory.activations,
     }

@@ -13,12 +13,13 @@ import torch
 from easydict import EasyDict
 from torch import Tensor
 
+from ..activations import keep_activations
+from ..cost import StepOnPaper, fitting_plan
 from ..loss import build_image_loss
 from ..model import build_model
 from ..optim import build_optimizer
 from ..parallel import spread
-from ..run import prepare
-from ..runtime import Runtime, grad_scaler
+from ..runtime import Runtime, free_memory, grad_scaler
 from ..settings import Pretrained, RunConfig, Training
 from ..step import StepResult, train_step
 
@@ -49,10 +50,21 @@ class NoiseTraining:
         self.image_loss = build_image_loss(training, unread, runtime.device)
         for teacher in self.model.teachers().values():
             teacher.to(runtime.device)
-        prepare(self.model, training)
+        self.model.train()
+        keep_activations(self.model, training, self._plan(config))
+        if training.compile:
+            self.model.compile_blocks()
         side = config.model.image_tokenizer.image_size
         self.batch = noise_batch(training, tuple(training.image_shape) or (side, side), runtime.rank)
         self.images = training.batch_size_per_gpu * training.grad_accum_steps * training.num_views
+
+    def _plan(self, config: RunConfig) -> str:
+        """For activations, as `src.train` chooses it."""
+        free, samples = free_memory(self.runtime.device), self.training.batch_size_per_gpu
+        if self.training.activations != "auto":
+            return self.training.activations
+        step = StepOnPaper(config, samples=samples)
+        return fitting_plan(step, free, self.runtime.world) if free else "blocks"
 
     def step(self) -> StepResult:
         """One optimiser step.

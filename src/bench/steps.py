@@ -27,15 +27,21 @@ from .measure import PeakMemory, timed
 from .noise import NoiseTraining, StepFailed
 
 VARIANTS: dict[str, list[str]] = {
-    "every_1": ["training.grad_checkpoint_every=1", "training.compile=false"],
-    "every_2": ["training.grad_checkpoint_every=2", "training.compile=false"],
-    "every_4": ["training.grad_checkpoint_every=4", "training.compile=false"],
-    "eager": ["training.grad_checkpoint_every=0", "training.compile=false"],
-    "compiled": ["training.grad_checkpoint_every=0", "training.compile=true"],
-    "compiled_every_1": ["training.grad_checkpoint_every=1", "training.compile=true"],
-    "compiled_every_2": ["training.grad_checkpoint_every=2", "training.compile=true"],
+    "blocks": ["training.activations=blocks", "training.grad_checkpoint_every=1", "training.compile=false"],
+    "blocks_4": ["training.activations=blocks", "training.grad_checkpoint_every=4", "training.compile=false"],
+    "memory": ["training.activations=memory", "training.compile=false"],
+    "products": ["training.activations=products", "training.compile=false"],
+    "speed": ["training.activations=speed", "training.compile=false"],
+    "compiled_blocks": [
+        "training.activations=blocks",
+        "training.grad_checkpoint_every=1",
+        "training.compile=true",
+    ],
+    "compiled_memory": ["training.activations=memory", "training.compile=true"],
+    "compiled_products": ["training.activations=products", "training.compile=true"],
+    "compiled_speed": ["training.activations=speed", "training.compile=true"],
 }
-"""Name -> settings. The first is the published way, `every_1`: each block recomputed, nothing compiled."""
+"""Name -> settings. The first recomputes each block, as published, and compiles nothing."""
 
 WARM_UP = 2
 """Steps after the first one, whose times do not count."""
@@ -90,7 +96,7 @@ def step_flops(config: RunConfig) -> int:
     """Useful work of one process in one step."""
     training, step = config.training, StepOnPaper(config)
     samples = training.batch_size_per_gpu * training.grad_accum_steps
-    return samples * (step.flops(0) + step.loss_flops())
+    return samples * (step.flops() + step.loss_flops())
 
 
 def number_type(training: Training) -> torch.dtype:
