@@ -12,7 +12,7 @@ The model, with n processes, g of them in a machine (node), S bytes of float32 g
 - Every bucket waits for 2 ceil(log2 n) messages one after another (NCCL's double trees, from version 2.4 on).
 - Loading, optimiser and jitter are left out: a bound from above, not a forecast.
 
-Public: Link, LINKS, Work, ddp_bytes, fsdp_bytes, step_seconds, efficiency, worthwhile, Counts, count.
+Public: Link, LINKS, Work, ddp_bytes, fsdp_bytes, step_seconds, efficiency, worthwhile, talk, Counts, count.
 """
 
 from __future__ import annotations
@@ -125,6 +125,20 @@ def worthwhile(works: dict[int, Work], link: Link, least: float = 0.8) -> int:
             break
         reached = processes
     return reached
+
+
+def talk(training: Training, size: int, processes: int) -> str:
+    """What each process sends and receives in a step, in words. size: bytes of the gradients."""
+    if training.parallel == "fsdp":
+        total = fsdp_bytes(size, processes, training.grad_accum_steps)
+    else:
+        total = ddp_bytes(size, processes)
+    buckets = math.ceil(size / BUCKET_BYTES)
+    ways = {link.name: link for link in LINKS} if processes > GPUS_PER_NODE else {"NVLink": LINKS[0]}
+    times = ", ".join(
+        f"{link.seconds(total, buckets, processes):.2g} s by {name}" for name, link in ways.items()
+    )
+    return f"{total / 1e9:.3g} GB a step to and from each process, less what the passes hide: {times}"
 
 
 # ----------------------------------------------------------------------------------------------- of a config

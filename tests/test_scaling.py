@@ -20,6 +20,7 @@ from src.scaling import (
     efficiency,
     fsdp_bytes,
     step_seconds,
+    talk,
     worthwhile,
 )
 from src.settings import load_config
@@ -97,6 +98,18 @@ def test_the_work_of_a_config_is_that_of_the_formula() -> None:
     work = counts.work_of(2, h100, config.training, 0.5)
     assert work.forward_s == pytest.approx(2 * forward / (989e12 / 2), rel=0.03)
     assert work.backward_s == pytest.approx(2 * (2 * forward + recomputed) / (989e12 / 2), rel=0.03)
+
+
+def test_a_plan_says_what_processes_tell_one_another() -> None:
+    """100 MB of gradients: 2 x 7 / 8 of it within a machine, at 0.8 x 450 GB/s; 3 x 2 x 15 / 16 with fsdp and 2 micro-steps."""
+    training = load_config(CONFIGS / "debug.yaml", [], family_config).training
+    within = talk(training, 100_000_000, 8)
+    assert within.startswith("0.175 GB") and "NVLink" in within and "InfiniBand" not in within
+    sharded = talk(replace(training, parallel="fsdp", grad_accum_steps=2), 100_000_000, 16)
+    assert sharded.startswith("0.562 GB") and all(link.name in sharded for link in LINKS)
+    assert (
+        "0.23 s by 25 Gb/s Ethernet" in sharded
+    )  # 0.5625 / (3.125 x 0.8), and 4 buckets x 8 messages x 50 us
 
 
 def test_the_command_writes_table_and_chart(tmp_path, capsys) -> None:

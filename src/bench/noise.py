@@ -56,6 +56,9 @@ class NoiseTraining:
             self.model.compile_blocks()
         side = config.model.image_tokenizer.image_size
         self.batch = noise_batch(training, tuple(training.image_shape) or (side, side), runtime.rank)
+        if runtime.device.type != "cpu":  # as loaders do
+            pinned = {n: value.pin_memory() for n, value in self.batch.items() if isinstance(value, Tensor)}
+            self.batch = EasyDict({**self.batch, **pinned})
         self.images = training.batch_size_per_gpu * training.grad_accum_steps * training.num_views
 
     def _plan(self, config: RunConfig) -> str:
