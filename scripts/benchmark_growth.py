@@ -16,6 +16,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import cv2
+import torch
 from tqdm import tqdm
 
 from src.bench import growth, processes
@@ -45,6 +46,7 @@ def _run(argv: list[str] | None) -> None:
         shared = [
             processes.measure(config, count, 3 * arguments.repeats, Path(work))
             for count in tqdm(arguments.processes, desc="processes")
+            if runtime.device.type == "cpu" or count <= torch.accelerator.device_count()
         ]
     values = {"inputs": arguments.inputs, "size": arguments.sizes, "batch": arguments.batches}
     scales = {axis: [base.along(axis, value) for value in values[axis]] for axis in AXES}

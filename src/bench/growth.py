@@ -5,12 +5,11 @@ Measured on noise with random weights, in float32 and without recomputation; wha
 move. Work over the machine's measured peak, and bytes over its bandwidth, are times that nothing can beat. The families
 take turns, and figures are medians.
 
-Public: Sizes, Scale, Row, FAMILIES, AXES, training_config, measure, exponent, table, chart, chart_rates.
+Public: Sizes, Scale, Row, FAMILIES, AXES, training_config, measure, table, chart, chart_rates.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from ..model import family_config
 from ..model.base import ViewSynthesizer
 from ..runtime import Runtime
 from ..settings import RunConfig, config_from_tree
-from . import processes
+from . import processes, views
 from .chart import Panel, draw_chart
 from .limits import Limits, seconds
 from .measure import PeakMemory, build_section, counted, scene, timed
@@ -95,40 +94,23 @@ class Row:
 
 
 def section(family: str, sizes: Sizes, size: int) -> dict[str, Any]:
-    """The `model` section."""
-    if family == LACT:
-        return {
-            "class_name": "src.model.lact.LaCT",
-            "image_size": size,
-            "patch_size": sizes.patch,
-            "dim": sizes.width,
-            "layers": sizes.layers,
-            "block_config": [
-                {
-                    "type": "model.SelfAttention",
-                    "length_dim": "l",
-                    "params": {"head_dim": sizes.d_head, "use_qk_norm": True},
-                },
-                {
-                    "type": "lact_ttt.FastWeightGluMLPMultihead",
-                    "length_dim": "vl",
-                    "params": {"head_dim": sizes.width, "inter_multi": 2, "muon_update_steps": 5},
-                },
-                {"type": "model.MLP", "length_dim": "vl", "params": {"inter_multi": 4}},
-            ],
-        }
-    half = sizes.layers // 2
-    depth = (
-        {"n_layer": sizes.layers}
-        if family == DECODER
-        else {"encoder_n_layer": half, "decoder_n_layer": half, "n_latent_vectors": sizes.latents}
+    """The `model` section, for square pictures of this side."""
+    both = views.Sizes(
+        width=sizes.width, d_head=sizes.d_head, layers=sizes.layers, size=size, patch=sizes.patch
     )
-    name = "decoder_only" if family == DECODER else "encoder_decoder"
+    known = views.contenders(both)
+    if family == LACT:
+        return known[views.LACT]
+    decoder_only = known[views.FULL]
+    if family == DECODER:
+        return decoder_only
+    trunk, half = dict(decoder_only["transformer"]), sizes.layers // 2
+    del trunk["n_layer"]
+    halves = {"encoder_n_layer": half, "decoder_n_layer": half, "n_latent_vectors": sizes.latents}
     return {
-        "class_name": f"model.LVSM_scene_{name}.Images2LatentScene",
-        "image_tokenizer": {"image_size": size, "patch_size": sizes.patch},
-        "target_pose_tokenizer": {"patch_size": sizes.patch},
-        "transformer": {"d": sizes.width, "d_head": sizes.d_head, "use_qk_norm": True, **depth},
+        **decoder_only,
+        "class_name": "model.LVSM_scene_encoder_decoder.Images2LatentScene",
+        "transformer": {**trunk, **halves},
     }
 
 
@@ -224,12 +206,6 @@ def _tensors(state: Any) -> list[Tensor]:
 
 
 # ----------------------------------------------------------------------------------------------- showing
-
-
-def exponent(rows: list[Row], axis: str, value: Callable[[Row], float]) -> float:
-    """p in value ~ axis^p between the last two rows of one family."""
-    (x0, y0), (x1, y1) = [(getattr(r.scale, axis), value(r)) for r in rows][-2:]
-    return math.log(y1 / y0) / math.log(x1 / x0)
 
 
 def table(rows: list[Row], limits: Limits, axis: str) -> str:
