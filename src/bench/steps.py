@@ -2,8 +2,8 @@
 
 MFU is the useful work of a step, counted exactly (`src/cost.py`: what forward and backward pass compute, networks of the loss
 included, a multiply-add as two, recomputation not), over its time and the measured peak of large products in the step's number
-type. The same batch of noise goes through every variant, and their first losses are compared: a variant that computes
-something else is no faster way to do the same.
+type. The same batch of noise goes through every variant, and loss and gradient norm of their first steps are compared: a
+variant that computes something else is no faster way to do the same.
 
 Public: VARIANTS, Row, measure, table.
 """
@@ -56,7 +56,7 @@ class Row:
     images_s: pictures a second, of all processes. mfu: see above.
     peak_bytes: most memory held during the timed steps. activation_bytes: what of it is neither weights, moments nor
         gradients. None: this system does not tell.
-    loss: of the first step.
+    loss, grad_norm: of the first step.
     """
 
     variant: str
@@ -68,6 +68,11 @@ class Row:
     peak_bytes: int | None = None
     activation_bytes: int | None = None
     loss: float = 0.0
+    grad_norm: float = 0.0
+
+    def differs(self, other: Row) -> float:
+        """Largest relative difference of loss and gradient norm."""
+        return max(abs(self.loss / other.loss - 1), abs(self.grad_norm / other.grad_norm - 1))
 
 
 def measure(path: Path, overrides: list[str], variants: list[str], steps: int, runtime: Runtime) -> list[Row]:
@@ -129,6 +134,7 @@ def _measure(name: str, config: RunConfig, steps: int, runtime: Runtime, least_s
         peak_bytes=peak.before + peak.bytes if known else None,
         activation_bytes=max(0, peak.bytes - gradients) if known else None,
         loss=first.terms["loss"].item(),
+        grad_norm=first.grad_norm,
     )
 
 
@@ -143,7 +149,7 @@ def _forget(device: torch.device) -> None:
 def table(rows: list[Row]) -> str:
     """Markdown; speed and memory also as multiples of the first variant's."""
     lines = [
-        "| variant | step, s | speed | images/s | MFU | peak, GiB | activations, GiB | of the first's | first step, s | loss differs by |",
+        "| variant | step, s | speed | images/s | MFU | peak, GiB | activations, GiB | of the first's | first step, s | differs by |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     first = next((row for row in rows if not row.problem), None)
@@ -155,7 +161,7 @@ def table(rows: list[Row]) -> str:
         lines.append(
             f"| {r.variant} | {r.step_s:.3f} | {first.step_s / r.step_s:.2f} | {r.images_s:.1f} | {r.mfu:.0%} "
             f"| {_gib(r.peak_bytes)} | {_gib(r.activation_bytes)} | {share} "
-            f"| {r.first_s:.1f} | {abs(r.loss / first.loss - 1):.0e} |"
+            f"| {r.first_s:.1f} | {r.differs(first):.0e} |"
         )
     return "\n".join(lines) + "\n"
 
