@@ -69,8 +69,8 @@ class NoiseTraining:
         step = StepOnPaper(config, samples=samples)
         return fitting_plan(step, free, self.runtime.world) if free else "blocks"
 
-    def step(self) -> StepResult:
-        """One optimiser step.
+    def step(self, *, norms: bool = False) -> StepResult:
+        """One optimiser step. norms: with the gradient norm of each parameter.
 
         Raises:
             StepFailed: with the reason.
@@ -82,7 +82,7 @@ class NoiseTraining:
             self.optimizer,
             self.scaler,
             self.image_loss.at(self.number),
-            self.training,
+            replace(self.training, log_grad_norm_details=norms),
             self.runtime,
         )
         self.number += 1

@@ -2,7 +2,7 @@
 
 MFU is the useful work of a step, counted exactly (`src/cost.py`: what forward and backward pass compute, networks of the loss
 included, a multiply-add as two, recomputation not), over its time and the measured peak of large products in the step's number
-type. The same batch of noise goes through every variant, and loss and gradient norm of their first steps are compared: a
+type. The same batch of noise goes through every variant, and loss and gradients of their first steps are compared: a
 variant that computes something else is no faster way to do the same.
 
 Public: VARIANTS, Row, measure, table.
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import gc
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -56,7 +57,7 @@ class Row:
     images_s: pictures a second, of all processes. mfu: see above.
     peak_bytes: most memory held during the timed steps. activation_bytes: what of it is neither weights, moments nor
         gradients. None: this system does not tell.
-    loss, grad_norm: of the first step.
+    loss, norms: of the first step; norms of each parameter's gradient.
     """
 
     variant: str
@@ -68,11 +69,12 @@ class Row:
     peak_bytes: int | None = None
     activation_bytes: int | None = None
     loss: float = 0.0
-    grad_norm: float = 0.0
+    norms: dict[str, float] = field(default_factory=dict)
 
     def differs(self, other: Row) -> float:
-        """Largest relative difference of loss and gradient norm."""
-        return max(abs(self.loss / other.loss - 1), abs(self.grad_norm / other.grad_norm - 1))
+        """Largest relative difference of the losses and of a parameter's gradient norms."""
+        pairs = [(self.loss, other.loss), *((self.norms[name], norm) for name, norm in other.norms.items())]
+        return max(abs(ours - theirs) / max(abs(theirs), 1e-30) for ours, theirs in pairs)
 
 
 def measure(path: Path, overrides: list[str], variants: list[str], steps: int, runtime: Runtime) -> list[Row]:
@@ -115,7 +117,7 @@ def _measure(name: str, config: RunConfig, steps: int, runtime: Runtime, least_s
     _forget(device)
     try:
         run = NoiseTraining(config, runtime)
-        first, first_time = timed(run.step, device)
+        first, first_time = timed(partial(run.step, norms=True), device)
         for _ in range(WARM_UP):
             run.step()
         with PeakMemory(device) as peak:
@@ -134,7 +136,7 @@ def _measure(name: str, config: RunConfig, steps: int, runtime: Runtime, least_s
         peak_bytes=peak.before + peak.bytes if known else None,
         activation_bytes=max(0, peak.bytes - gradients) if known else None,
         loss=first.terms["loss"].item(),
-        grad_norm=first.grad_norm,
+        norms={name: norm.item() for name, norm in first.grad_norms.items()},
     )
 
 
