@@ -21,7 +21,7 @@ import cv2
 import torch
 from tqdm import tqdm
 
-from src.bench import conversion, host_memory, loading, many_scenes
+from src.bench import conversion, host_memory, loading, many_scenes, rendering, training_step
 from src.bench.measure import machine
 from src.bench.pictures import write_chunks
 from src.bench.ratio import Place, Row, table
@@ -33,6 +33,8 @@ SUBJECTS: dict[str, Callable[[Place], list[Row]]] = {
     "loading": loading.measure,
     "many_scenes": many_scenes.measure,
     "host_memory": host_memory.measure,
+    "training_step": training_step.measure,
+    "rendering": rendering.measure,
 }
 
 
