@@ -1,6 +1,6 @@
 """What a training step costs, counted on the meta device: nothing is computed and no memory is taken.
 
-Public: StepCost, step_cost, StepMemory, StepOnPaper.
+Public: StepCost, step_cost, StepMemory, StepOnPaper, fitting_plan.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from .activations import PLANS, keep_activations
 from .geometry.camera import Cameras, Views
 from .loss import ImageLoss, build_image_loss
 from .memory import AutocastOnPaper, LiveMemory, autocast_on_paper
@@ -50,7 +51,7 @@ def step_cost(config: RunConfig) -> StepCost:
     and objective, without the loss network.
     """
     step = StepOnPaper(config)
-    return StepCost(step.trained, step.flops(0), step.kept_bytes())
+    return StepCost(step.trained, step.flops(), step.kept_bytes())
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class StepOnPaper:
     """One micro-step of a config: its model and views without content.
 
     trained, frozen: number of parameters.
+    plan: for activations, one of `activations.PLANS`; the config's, until it is changed.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class StepOnPaper:
             shape: height and width of the pictures; none: those of the config.
         """
         self.config, training = config, config.training
+        self.plan = training.activations if training.activations != "auto" else "blocks"
         shape = shape or tuple(training.image_shape) or 2 * (config.model.image_tokenizer.image_size,)
         with torch.device("meta"):
             self.model = build_model(config.model)
@@ -104,9 +107,11 @@ class StepOnPaper:
         self.trained = sum(p.numel() for p in parameters if p.requires_grad)
         self.frozen = sum(p.numel() for p in parameters) - self.trained
 
-    def flops(self, checkpoint_every: int) -> int:
-        """Of forward and backward pass with this checkpointing, without the loss network."""
-        self.model.set_checkpointing(checkpoint_every)
+    def flops(self, plan: str = "speed") -> int:
+        """Of forward and backward pass with this plan for activations (what it recomputes counts), without the loss
+        network.
+        """
+        keep_activations(self.model, self.config.training, plan)
         # Attention written out as two matrix products: the only form whose operations can be counted everywhere.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             result = self.model(self.input, self.target)
@@ -131,7 +136,7 @@ class StepOnPaper:
 
     def kept_bytes(self) -> int:
         """Bytes of the tensors that a forward pass saves, each storage once, parameters left out."""
-        self.model.set_checkpointing(self.config.training.grad_checkpoint_every)
+        keep_activations(self.model, self.config.training, self.plan)
         kept: dict[int, Tensor] = {}
         parameters = {p.untyped_storage()._cdata for p in self.model.parameters()}
 
@@ -152,7 +157,7 @@ class StepOnPaper:
         return _bytes_of(self.model.state_dict().values()) + 2 * size + averages
 
     def memory(self, processes: int = 1) -> StepMemory:
-        """What the step holds, with the config's checkpointing, autocast and form of parallel training."""
+        """What the step holds, with the plan for activations, the config's autocast and form of parallel training."""
         training, image_loss = self.config.training, self._image_loss()
         networks = [p for _, network in image_loss.terms.values() for p in network.parameters()]
         parameters = list(self.model.parameters())
@@ -176,7 +181,7 @@ class StepOnPaper:
     def _activations(self, image_loss: ImageLoss, known: list[Tensor], trained: list[Tensor]) -> int:
         """Most bytes alive during forward pass, objective and backward pass, beside `known` and gradients."""
         training = self.config.training
-        self.model.set_checkpointing(training.grad_checkpoint_every)
+        keep_activations(self.model, training, self.plan)
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
         with LiveMemory([*known, *(p.grad for p in trained)]) as live, AutocastOnPaper() as paper:
@@ -192,6 +197,18 @@ class StepOnPaper:
         with torch.device("meta"):
             unread = Pretrained(vgg19="random", vgg16="random")
             return build_image_loss(self.config.training, unread, torch.device("meta"))
+
+
+MARGIN = 0.85
+"""Part of a device's free memory that a plan may take on paper: allocators leave gaps."""
+
+
+def fitting_plan(step: StepOnPaper, free: float, processes: int = 1) -> str:
+    """The fastest plan for activations that leaves room in `free` bytes; where none does, the one that takes least."""
+    for step.plan in PLANS:
+        if step.memory(processes).total <= MARGIN * free:
+            break
+    return step.plan
 
 
 def _views(samples: int, num_views: int, height: int, width: int) -> Views:

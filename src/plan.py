@@ -14,6 +14,7 @@ import os
 import sys
 from dataclasses import dataclass
 
+from .activations import PLANS
 from .config import ConfigError
 from .cost import StepMemory, StepOnPaper
 from .data.loader import ContextCounts
@@ -80,7 +81,8 @@ class Plan:
 
     processes: over all machines. num_input: context views (the most, where they are drawn).
     shape: of the pictures, pixels.
-    work: forward and backward pass; recomputed: what checkpointing adds; loss_work: networks of the loss.
+    work: forward and backward pass; loss_work: networks of the loss.
+    ways: plan for activations -> memory, and the work that is recomputed; the config's, or all where it says auto.
     space: a line about checkpoints and the disk.
     """
 
@@ -91,36 +93,36 @@ class Plan:
     trained: int
     frozen: int
     work: int
-    recomputed: int
     loss_work: int
-    memory: StepMemory
+    ways: dict[str, tuple[StepMemory, int]]
     space: str
 
-    def seconds(self, gpu: Gpu, utilisation: float) -> float:
+    def seconds(self, gpu: Gpu, utilisation: float, recomputed: int) -> float:
         """Of an optimiser step, if loading and talk between processes take none; 0 if the card cannot do it."""
         training = self.config.training
         speed = gpu.speed(training) * TERA * utilisation
         if not speed:
             return 0.0
         outside = gpu.float_speed(training) * TERA * utilisation
-        return (self.work + self.recomputed) / speed + self.loss_work / outside
+        return (self.work + recomputed) / speed + self.loss_work / outside
 
     def lines(self, utilisation: float) -> list[str]:
         """The plan in words."""
-        training, memory = self.config.training, self.memory
+        training = self.config.training
+        way, (memory, recomputed) = list(self.ways.items())[-1]
         micro, accum = training.batch_size_per_gpu, training.grad_accum_steps
         height, width = self.shape
-        recomputation = f"every {training.grad_checkpoint_every}" if training.grad_checkpoint_every else "off"
+        every = f" {training.grad_checkpoint_every}" if way == "blocks" else ""
         numbers = training.amp_dtype if training.use_amp else "float32"
         gathered = f"gathered for a block {memory.gathered / GIB:.3g}, " if memory.gathered else ""
-        total = self.work + self.recomputed + self.loss_work
+        total = self.work + recomputed + self.loss_work
         return [
             f"  model       {self.config.model.class_name}: {self.trained:,} parameters trained, {self.frozen:,} frozen",
             f"  step        {micro} scenes x {accum} accumulated x {self.processes} processes = "
             f"{micro * accum * self.processes} scenes; {self.num_input} context views, "
-            f"{training.num_target_views} targets, {width} x {height} pixels; {numbers}, checkpointing {recomputation}",
+            f"{training.num_target_views} targets, {width} x {height} pixels; {numbers}, activations {way}{every}",
             f"  work        {total / TERA:.3g} TFLOP a step and process: {self.work / TERA:.3g} forward and backward, "
-            f"{self.recomputed / TERA:.3g} recomputed, {self.loss_work / TERA:.3g} in networks of the loss",
+            f"{recomputed / TERA:.3g} recomputed, {self.loss_work / TERA:.3g} in networks of the loss",
             f"  memory      {memory.total / GIB:.3g} GiB a process: weights {memory.weights / GIB:.3g}, gradients "
             f"{memory.gradients / GIB:.3g}, optimiser {memory.optimizer / GIB:.3g}, networks of the loss "
             f"{memory.loss_network / GIB:.3g}, {gathered}activations at the worst moment {memory.activations / GIB:.3g}",
@@ -132,15 +134,18 @@ class Plan:
         ]
 
     def _row(self, gpu: Gpu, utilisation: float) -> str:
-        training, seconds = self.config.training, self.seconds(gpu, utilisation)
+        training, room = self.config.training, (gpu.memory - RESERVED) * GIB
+        fitting = [way for way, (memory, _) in self.ways.items() if memory.total <= room]
+        way = (fitting or list(self.ways))[0 if fitting else -1]
+        seconds = self.seconds(gpu, utilisation, self.ways[way][1])
         if not seconds:
             return f"    {gpu.name:<14}{'':>46}   has no {training.amp_dtype}: set training.amp_dtype: fp16"
         images = training.batch_size_per_gpu * training.grad_accum_steps * training.num_views / seconds
         hours = seconds * training.train_steps / 3600
-        fits = self.memory.total / GIB + RESERVED <= gpu.memory
+        chosen = f", activations {way}" if fitting and len(self.ways) > 1 else ""
         return (
             f"    {gpu.name:<14}{gpu.speed(training):>13.0f}{seconds:>10.3g}{hours:>10.3g}{images:>13,.0f}   "
-            f"{'fits' if fits else 'too little'} ({gpu.memory:.0f} GiB)"
+            f"{'fits' if fitting else 'too little'} ({gpu.memory:.0f} GiB){chosen}"
         )
 
 
@@ -156,8 +161,10 @@ def make_plan(config: RunConfig, found: Preflight, processes: int = 1) -> Plan:
     shape = found.shape or tuple(training.image_shape) or (side, side)
     one = StepOnPaper(config, num_input=num_input, shape=shape)
     samples = training.batch_size_per_gpu * training.grad_accum_steps
-    work, every = one.flops(0), training.grad_checkpoint_every
     whole = StepOnPaper(config, samples=training.batch_size_per_gpu, num_input=num_input, shape=shape)
+    work, ways = one.flops(), {}
+    for whole.plan in PLANS if training.activations == "auto" else [training.activations]:
+        ways[whole.plan] = whole.memory(processes), samples * (one.flops(whole.plan) - work)
     return Plan(
         config=config,
         processes=processes,
@@ -166,8 +173,7 @@ def make_plan(config: RunConfig, found: Preflight, processes: int = 1) -> Plan:
         trained=one.trained,
         frozen=one.frozen,
         work=samples * work,
-        recomputed=samples * (one.flops(every) - work) if every else 0,
         loss_work=samples * one.loss_flops(),
-        memory=whole.memory(processes),
+        ways=ways,
         space=check_space(found, training, one.checkpoint_bytes()),
     )

@@ -154,7 +154,6 @@ def open_run(config: RunConfig, runtime: Runtime) -> Run:
         # Weights and the two moments of AdamW.
         saver.reserve([*model.state_dict().values(), *trained, *trained])
     model.train()
-    model.set_checkpointing(training.grad_checkpoint_every)
     if training.compile:
         model.compile_blocks()
     from_main(

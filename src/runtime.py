@@ -4,7 +4,8 @@ The same code runs alone or under torchrun, on GPUs (nccl) or on CPUs (gloo). Al
 collectives here return what they were given.
 
 Public: Runtime, start, stop, end_torchrun, autocast, set_precision, exact_float32, grad_scaler, setup_logging, largest_over_ranks,
-mean_over_ranks, agree, all_gather_objects, broadcast_object, from_main, random_state, set_random_state, peak_memory_gib.
+mean_over_ranks, agree, all_gather_objects, broadcast_object, from_main, random_state, set_random_state, free_memory,
+peak_memory_gib.
 """
 
 from __future__ import annotations
@@ -271,6 +272,14 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     version, internal, gauss = state["random"]
     random.setstate((version, tuple(internal), gauss))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that this process holds or may still take; 0: not known, as on a CPU."""
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device)
 
 
 def peak_memory_gib(device: torch.device) -> float:

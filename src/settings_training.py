@@ -141,8 +141,17 @@ class Training:
     use_amp: bool = key("autocast to amp_dtype", True)
     amp_dtype: str = key("type of autocast", "bf16", choices=("bf16", "fp16", "fp32", "tf32"))
     use_tf32: bool = key("allow TF32 in float32 matrix products", True)
+    activations: str = key(
+        "what is kept of the forward pass: speed (everything), products (results of matrix products and attention; the "
+        "rest is recomputed), blocks (as grad_checkpoint_every says), memory (least), auto (the first of these that fits "
+        "the GPU on paper; blocks on a CPU)",
+        "blocks",
+        choices=("speed", "products", "blocks", "memory", "auto"),
+    )
     grad_checkpoint_every: int = key(
-        "recompute activations in groups of this many blocks; 0: keep all", 1, least=0
+        "with activations blocks: recompute activations in groups of this many blocks; 0: keep all",
+        1,
+        least=0,
     )
     compile: bool = key("torch.compile each transformer block", False)
     parallel: str = key(

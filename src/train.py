@@ -36,8 +36,10 @@ import torch
 from easydict import EasyDict
 
 from . import plan
+from .activations import keep_activations
 from .checkpoint import find_checkpoints
 from .cli import LESS_MEMORY, chosen_config, config_parser, guarded
+from .cost import StepOnPaper, fitting_plan
 from .data.batch import split_views, to_device
 from .data.loader import training_loader
 from .evaluate import evaluate
@@ -51,6 +53,7 @@ from .runtime import (
     all_gather_objects,
     autocast,
     end_torchrun,
+    free_memory,
     set_precision,
     setup_logging,
     start,
@@ -115,6 +118,7 @@ def train(config: RunConfig, runtime: Runtime) -> int:
         samples_seen=progress.samples_seen,
         pin=runtime.device.type != "cpu",
     )
+    keep_activations(run.model, training, fitting_activations(run, loader))
     announce(run, loader)
     meter, first_step, saved_step = Meter(), progress.step, progress.step
     with request, run.saver, closing(loader), Tracker(run.folder, config, runtime, first_step) as tracker:
@@ -148,6 +152,26 @@ def train(config: RunConfig, runtime: Runtime) -> int:
         finish_saving(run)
     log.info("Finished %d steps. %s", progress.step, _loader_report(loader))
     return 0
+
+
+def fitting_activations(run: Run, loader: Any) -> str:
+    """The plan for activations: the one of the config or, if it leaves that open, the fastest that the GPU has room for."""
+    training, device = run.config.training, run.runtime.device
+    free = free_memory(device)
+    if training.activations != "auto":
+        return training.activations
+    if not free:
+        log.info("training.activations auto: blocks, as there is no GPU whose memory could be counted.")
+        return "blocks"
+    step = StepOnPaper(
+        run.config,
+        samples=training.batch_size_per_gpu,
+        num_input=loader.contexts.most,
+        shape=loader.shape,
+    )
+    plan = fitting_plan(step, free, run.runtime.world)
+    log.info("training.activations auto: %s, for %.3g GiB of free GPU memory", plan, free / 2**30)
+    return plan
 
 
 def draw(loader: Iterator[EasyDict], count: int, request: StopRequest) -> tuple[list[EasyDict], str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from src.cost import StepOnPaper
+from src.activations import PLANS
+from src.cost import MARGIN, StepOnPaper, fitting_plan
 from src.geometry.camera import Cameras, Views
 from src.geometry.rotation import decode_pose
 from src.loss import build_image_loss
@@ -76,15 +76,29 @@ def test_activations_on_paper_are_those_of_the_allocator(name: str, overrides: l
     assert on_paper == pytest.approx(most_allocated(step), rel=0.1)
 
 
-def test_recomputation_trades_memory_for_work() -> None:
-    config = load("debug", "model.transformer.n_layer=6")
-    costs = []
-    for every in (0, 2, 1):
-        changed = replace(config, training=replace(config.training, grad_checkpoint_every=every))
-        step = StepOnPaper(changed)
-        costs.append((step.memory().activations, step.flops(every)))
-    assert [memory for memory, _ in costs] == sorted((memory for memory, _ in costs), reverse=True)
-    assert costs[0][1] < costs[1][1] and costs[0][1] < costs[2][1]
+def test_plans_trade_memory_for_work() -> None:
+    config = load(
+        "lvsm_encoder_decoder_1gpu", "model.transformer.encoder_n_layer=2", "training.use_amp=false"
+    )
+    step, memory, work = StepOnPaper(config, samples=2), {}, {}
+    for step.plan in PLANS:
+        memory[step.plan], work[step.plan] = step.memory().activations, step.flops(step.plan)
+    assert sorted(memory.values(), reverse=True) == list(memory.values())
+    assert memory["products"] < 0.7 * memory["speed"]
+    assert memory["memory"] < 0.75 * memory["blocks"]
+    assert work["products"] == pytest.approx(work["speed"], rel=0.001)
+    assert 1.25 < work["blocks"] / work["speed"] < 4 / 3
+    assert work["memory"] == pytest.approx(work["blocks"], rel=0.05)
+
+
+def test_the_fastest_plan_that_fits_is_chosen() -> None:
+    overrides = ("model.transformer.n_layer=6", "training.grad_checkpoint_every=1")
+    step, totals = StepOnPaper(load("debug", *overrides), samples=8), {}
+    for step.plan in PLANS:
+        totals[step.plan] = step.memory().total
+    for plan, total in totals.items():
+        assert fitting_plan(step, 1.001 * total / MARGIN) == plan
+    assert fitting_plan(step, 0.5 * totals["memory"]) == "memory"
 
 
 def outputs(model: nn.Module, run: Callable[[], None]) -> dict[str, torch.dtype]:

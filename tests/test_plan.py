@@ -11,6 +11,7 @@ import pytest
 import yaml
 from tiny_run import HEIGHT, WIDTH, tiny_config, write_config, write_scenes
 
+from src.activations import PLANS
 from src.data.known_sets import expected_scenes
 from src.gpus import GPUS
 from src.model import family_config
@@ -167,10 +168,12 @@ def test_time_is_work_over_speed(tiny: Path) -> None:
     """The table's figures from the plan's, and those from one sample's."""
     plan = make_plan(tiny_config(tiny), Preflight(), processes=4)
     gpu = next(gpu for gpu in GPUS if gpu.name == "A100 SXM")
-    assert plan.seconds(gpu, 0.5) == pytest.approx(plan.work / (0.5 * 156e12))  # float32 products with TF32
+    assert plan.seconds(gpu, 0.5, 0) == pytest.approx(
+        plan.work / (0.5 * 156e12)
+    )  # float32 products with TF32
     row = next(line for line in plan.lines(0.5) if "A100" in line).split()
     peak, seconds, hours = (float(number) for number in row[2:5])
-    assert peak == 156 and seconds == pytest.approx(plan.seconds(gpu, 0.5), rel=0.01)
+    assert peak == 156 and seconds == pytest.approx(plan.seconds(gpu, 0.5, 0), rel=0.01)
     assert hours == pytest.approx(6 * seconds / 3600, rel=0.02)
     assert float(row[5].replace(",", "")) == pytest.approx(2 * 3 * 4 / seconds, rel=0.02)
     one = dataclasses.replace(plan.config.training, batch_size_per_gpu=1, grad_accum_steps=1)
@@ -190,7 +193,8 @@ def test_every_family_is_counted(name: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     plan: Any = make_plan(config, Preflight())
     assert plan.work > 1e8 and plan.trained > 1e5
-    assert plan.memory.activations > 1e6
+    memory, _ = plan.ways["blocks"]
+    assert memory.activations > 1e6
     assert len(plan.lines(0.4)) == 7 + len(GPUS)
 
 
@@ -198,4 +202,15 @@ def test_recomputed_work_is_at_most_a_forward_pass(tiny: Path) -> None:
     config = tiny_config(tiny)
     config.training.grad_checkpoint_every = 1
     plan = make_plan(config, Preflight())
-    assert 0.5 * plan.work / 3 < plan.recomputed < plan.work / 3
+    _, recomputed = plan.ways["blocks"]
+    assert 0.4 * plan.work / 3 < recomputed < plan.work / 3
+
+
+def test_with_activations_auto_each_card_gets_the_fastest_plan_that_fits(tiny: Path) -> None:
+    config = tiny_config(tiny)
+    config.training.activations = "auto"
+    plan = make_plan(config, Preflight())
+    assert list(plan.ways) == list(PLANS)
+    assert all(line.endswith("GiB), activations speed") for line in plan.lines(0.4) if "fits" in line)
+    plan.ways["speed"] = (dataclasses.replace(plan.ways["speed"][0], weights=10**15), 0)
+    assert all(line.endswith("GiB), activations products") for line in plan.lines(0.4) if "fits" in line)

@@ -54,7 +54,10 @@ def training_loader(
 
 
 class TrainingLoader:
-    """Endless iterator of batches; see `training_loader`."""
+    """Endless iterator of batches; see `training_loader`.
+
+    shape: height and width of the pictures.
+    """
 
     def __init__(self, config: RunConfig, rank: int, world: int, samples_seen: int, pin: bool) -> None:
         self.training = config.training
@@ -63,7 +66,9 @@ class TrainingLoader:
         self.counts = {"samples": 0, "replaced_scenes": 0, "enlarged_pictures": 0}
         self.first_replaced: list[str] = []
         probe = self.samples[[(samples_seen, self.contexts.most, 0)]]
-        self.batch_bytes = _take(probe)["image"].nbytes * config.training.batch_size_per_gpu
+        picture = _take(probe)["image"]
+        self.shape = tuple(picture.shape[-2:])
+        self.batch_bytes = picture.nbytes * config.training.batch_size_per_gpu
         _check_memory(self.batch_bytes, config.training)
         self.num_workers, self.prefetch_factor = plan_prefetch(
             self.batch_bytes,

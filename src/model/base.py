@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import ConfigError, key
 from ..geometry.camera import Cameras, Views
+from .recompute import RecomputingList
 
 if TYPE_CHECKING:
     from .vae import ImageCodec
@@ -130,24 +131,24 @@ class ViewSynthesizer(nn.Module):
         """
         return {}
 
-    def set_checkpointing(self, every: int) -> None:
-        """Recompute activations in groups of `every` blocks while training; 0 keeps them all."""
-        for module in self.modules():
-            if hasattr(module, "checkpoint_every"):
-                module.checkpoint_every = every
+    def set_checkpointing(self, every: int, *, keep_products: bool = False, slices: int = 1) -> None:
+        """Recompute activations in groups of `every` blocks while training; 0 keeps them all. See RecomputingList."""
+        for stack in self._stacks():
+            stack.checkpoint_every, stack.keep_products, stack.slices = every, keep_products, slices
 
     def compile_blocks(self) -> None:
         """torch.compile every transformer block in place; parameter names do not change."""
-        for module in self.modules():
-            if hasattr(module, "checkpoint_every"):
-                for block in module:
-                    block.compile()
+        for stack in self._stacks():
+            for block in stack:
+                block.compile()
 
     def units(self) -> Iterator[nn.Module]:
         """What `training.parallel: fsdp` makes whole piece by piece, inner modules first; the rest is whole all the time.
 
         The weights of a unit must be used in calls of the unit alone, or of its `keys_values` if it has that method.
         """
-        for module in self.modules():
-            if hasattr(module, "checkpoint_every"):
-                yield from module
+        for stack in self._stacks():
+            yield from stack
+
+    def _stacks(self) -> Iterator[RecomputingList]:
+        return (module for module in self.modules() if isinstance(module, RecomputingList))

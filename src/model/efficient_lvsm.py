@@ -247,7 +247,7 @@ class EfficientLVSM(ViewSynthesizer):
         x = self.rgbp_tokenizer(posed_image(input))  # [b * v_in, n, d]
         keys, values, after = [], [], []
         for layer, reader in zip(self.input_self_attn_blocks, self.self_cross_blocks):
-            x = self.input_self_attn_blocks.run_block(layer, x)
+            x = self.input_self_attn_blocks.run_group(layer, x)
             k, v_ = reader.cross_attn.keys_values(rearrange(reader.norm(x), "(b v) n d -> b (v n) d", b=b))
             keys.append(k), values.append(v_), after.append(x)
         return KVCache(tuple(keys), tuple(values), (x.shape[1],) * v, "any"), after
@@ -257,7 +257,7 @@ class EfficientLVSM(ViewSynthesizer):
         x = self.target_pose_tokenizer(plucker(cameras))  # [b * v_t, n, d]
         after = []
         for layer, k, v in zip(self.self_cross_blocks, scene.keys, scene.values, strict=True):
-            x = self.self_cross_blocks.run_block(layer, x, k, v)
+            x = self.self_cross_blocks.run_group(layer, x, k, v)
             after.append(x)
         return self.image_token_decoder(x, cameras.num_views, cameras.height, cameras.width), after
 

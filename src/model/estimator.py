@@ -46,9 +46,10 @@ class PoseEstimator(nn.Module):
         Returns:
             float32 pose code; the quaternion has length 1 unless it was shorter than 1e-3. [b, 7]
         """
-        tokens = self.transformer_estimator(torch.cat([targets, scene], dim=1))
+        used = slice(targets.shape[1])
+        tokens = self.transformer_estimator(torch.cat([targets, scene], dim=1), used=used)
         with full_precision(tokens.device):  # in bf16 a position would be off by up to 0.4 %
-            pooled = tokens[:, : targets.shape[1]].float().mean(dim=1)
+            pooled = tokens.float().mean(dim=1)
             quat = self.quaR_head(pooled)
             quat = quat / quat.norm(dim=-1, keepdim=True).clamp_min(1e-3)
             return torch.cat([self.absT_head(pooled), quat], dim=-1)

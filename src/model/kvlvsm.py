@@ -292,7 +292,7 @@ class KVLVSM(ViewSynthesizer):
         for i, block in enumerate(others):
             before = past and (past.keys[i], past.values[i])
             attend = self._context_attention(num_views, before)
-            x, k, v = self.transformer_blocks.run_block(block, x, encoding, attend)
+            x, k, v = self.transformer_blocks.run_group(block, x, encoding, attend)
             keys.append(k)
             values.append(v)
         k, v = last.keys_values(x, encoding)
@@ -313,7 +313,7 @@ class KVLVSM(ViewSynthesizer):
         else:
             x = self.transformer_input_layernorm(x)
             for block, k, v in zip(self.transformer_blocks, scene.keys, scene.values, strict=True):
-                x, _, _ = self.transformer_blocks.run_block(block, x, encoding, attend_to_context(k, v))
+                x, _, _ = self.transformer_blocks.run_group(block, x, encoding, attend_to_context(k, v))
         return self.image_token_decoder(x, cameras.num_views, cameras.height, cameras.width)
 
     def _among_all(
@@ -325,7 +325,7 @@ class KVLVSM(ViewSynthesizer):
         if encoding is not None:
             encoding = scene.encoding.repeated(num_views).joined(encoding)
         for block in self.transformer_blocks:
-            x, _, _ = self.transformer_blocks.run_block(block, x, encoding, attend_to_all)
+            x, _, _ = self.transformer_blocks.run_group(block, x, encoding, attend_to_all)
         return x[:, -targets.shape[1] :]
 
     def _decode_prefixes(self, scene: KVCache, lengths: Tensor, cameras: Cameras) -> Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..config import ConfigError, build, key
 from .lact_ttt import FastWeightLayer, FastWeights
@@ -231,7 +230,7 @@ class Block(nn.Module):
 
 
 class Stack(BlockStack):
-    """All blocks; `checkpoint_every` as in `BlockStack`. Arguments as in `Block`, one list for each block.
+    """All blocks. Arguments as in `Block`, one list for each block.
 
     Of the tokens only those of chunks that were not learnt from come back.
     """
@@ -243,14 +242,10 @@ class Stack(BlockStack):
         norms: list[list[FastWeights]] | None,
         num_learn: int,
     ) -> tuple[list[Tensor], list[list[FastWeights]]]:
-        saving = self.checkpoint_every and self.training and torch.is_grad_enabled()
-        every, learned = self.checkpoint_every if saving else len(self), []
+        every, learned = self.checkpoint_every if self.recomputes() else len(self), []
         for first in range(0, len(self), every):
-            arguments = (chunks, first, min(first + every, len(self)), known, norms, num_learn)
-            if saving:
-                chunks, now = checkpoint(self._run, *arguments, use_reentrant=False)
-            else:
-                chunks, now = self._run(*arguments)
+            end = min(first + every, len(self))
+            chunks, now = self.run_group(self._run, chunks, first, end, known, norms, num_learn)
             learned += now
         return chunks, learned
 

@@ -67,6 +67,6 @@ class LVSMDecoderOnly(ViewSynthesizer):
         targets = self.target_pose_tokenizer(plucker(cameras))  # [b * v, n, d]
         scene = repeat(scene, "b n d -> (b v) n d", v=cameras.num_views)
         tokens = torch.cat([scene, targets], dim=1)  # [b * v, (v_in + 1) * n, d]
-        tokens = self.transformer_blocks(self.transformer_input_layernorm(tokens))
-        targets = tokens[:, -targets.shape[1] :]
+        used = slice(scene.shape[1], None)
+        targets = self.transformer_blocks(self.transformer_input_layernorm(tokens), used=used)
         return self.image_token_decoder(targets, cameras.num_views, cameras.height, cameras.width)

@@ -61,13 +61,12 @@ class LVSMEncoderDecoder(ViewSynthesizer):
         tokens = self.image_tokenizer(posed_image(input))  # [b * v_in, n, d]
         tokens = rearrange(tokens, "(b v) n d -> b (v n) d", b=b)
         latents = repeat(self.n_light_field_latent, "n d -> b n d", b=b)
-        tokens = self.transformer_encoder(torch.cat([latents, tokens], dim=1))
-        return tokens[:, : latents.shape[1]]
+        return self.transformer_encoder(torch.cat([latents, tokens], dim=1), used=slice(latents.shape[1]))
 
     def decode(self, scene: Tensor, cameras: Cameras) -> Tensor:
         targets = self.target_pose_tokenizer(plucker(cameras))  # [b * v, n, d]
         scene = repeat(scene, "b n d -> (b v) n d", v=cameras.num_views)
         tokens = torch.cat([targets, scene], dim=1)  # [b * v, n + n_latent_vectors, d]
-        tokens = self.transformer_decoder(self.transformer_input_layernorm_decoder(tokens))
-        targets = tokens[:, : targets.shape[1]]
+        used = slice(targets.shape[1])
+        targets = self.transformer_decoder(self.transformer_input_layernorm_decoder(tokens), used=used)
         return self.image_token_decoder(targets, cameras.num_views, cameras.height, cameras.width)

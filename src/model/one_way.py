@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..config import key, raise_all
+from .recompute import RecomputingList
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """For each layer the context's keys and values. [b, heads, n, d_k]"""
@@ -207,12 +207,11 @@ def _init_for(linear: nn.Linear, activation: str) -> None:
         nn.init.zeros_(linear.bias)
 
 
-class OneWayBlocks(nn.ModuleList):
-    """The blocks in order; `checkpoint_every` as in `transformer.BlockStack`."""
+class OneWayBlocks(RecomputingList):
+    """The blocks in order."""
 
     def __init__(self, s: OneWaySettings) -> None:
         super().__init__(OneWayBlock(s) for _ in range(s.num_encoder_layers))
-        self.checkpoint_every = 0
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Of every block, for tokens that see one another and nothing else. [b, n, d]"""
@@ -225,14 +224,9 @@ class OneWayBlocks(nn.ModuleList):
 
     def _through(self, x: Tensor, before: KeysValues | None, end: int) -> tuple[Tensor, KeysValues]:
         found: KeysValues = []
-        recompute = self.checkpoint_every and self.training and torch.is_grad_enabled()
         step = self.checkpoint_every or max(1, end)
         for first in range(0, end, step):
-            group = first, min(first + step, end)
-            if recompute:
-                x, part = checkpoint(self._run, x, before, *group, use_reentrant=False)
-            else:
-                x, part = self._run(x, before, *group)
+            x, part = self.run_group(self._run, x, before, first, min(first + step, end))
             found += part
         return x, found
 

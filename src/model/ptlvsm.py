@@ -98,10 +98,10 @@ class PTLVSM(ViewSynthesizer):
     def decode(self, scene: Scene, cameras: Cameras) -> Tensor:
         rays = self.rays(self.perturbed(cameras), scene.first_c2w)
         targets = self.target_pose_tokenizer(rays)  # [b * v, n, d]
-        tokens = repeat(scene.tokens, "b n d -> (b v) n d", v=cameras.num_views)
-        tokens = torch.cat([tokens, targets], dim=1)  # [b * v, (v_in + 1) * n, d]
-        tokens = self.transformer_blocks(self.transformer_input_layernorm(tokens))
-        targets = tokens[:, -targets.shape[1] :]
+        context = repeat(scene.tokens, "b n d -> (b v) n d", v=cameras.num_views)
+        tokens = torch.cat([context, targets], dim=1)  # [b * v, (v_in + 1) * n, d]
+        used = slice(context.shape[1], None)
+        targets = self.transformer_blocks(self.transformer_input_layernorm(tokens), used=used)
         return self.image_token_decoder(targets, cameras.num_views, cameras.height, cameras.width)
 
     def rays(self, cameras: Cameras, first_c2w: Tensor) -> Tensor:

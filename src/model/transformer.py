@@ -9,18 +9,21 @@ Public: TransformerSettings, RMSNorm, attention, Attention, Block, BlockStack, t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..config import key, raise_all
 from .prope import CameraEncoding
+from .recompute import RecomputingList
+
+ALL = slice(None)
 
 
 @dataclass(kw_only=True)
@@ -74,6 +77,7 @@ def attention(
     q_norm: nn.Module,
     k_norm: nn.Module,
     cameras: CameraEncoding | None = None,
+    used: slice = ALL,
 ) -> Tensor:
     """Full multi-head attention on the fused projection (q | k | v), scale d_head^-0.5.
 
@@ -81,22 +85,23 @@ def attention(
         qkv: a head is d_head consecutive channels of q, k and v. [b, n, 3 d]
         q_norm, k_norm: applied to each head's queries and keys [b, heads, n, d_head].
         cameras: of these tokens; None: attention does not know them.
+        used: the tokens whose result is wanted; they attend to all.
 
     Returns:
-        [b, n, d]
+        Of the tokens `used`. [b, n, d]
     """
     q, k, v = rearrange(qkv, "b n (three heads c) -> three b heads n c", three=3, c=d_head)
     q, k = q_norm(q), k_norm(k)
     if cameras is not None:
         q, k, v = cameras.turn(q, k, v)
-    out = F.scaled_dot_product_attention(q, k, v)
-    if cameras is not None:
-        out = cameras.back(out)
+        out = cameras.back(F.scaled_dot_product_attention(q, k, v))[:, :, used]
+    else:
+        out = F.scaled_dot_product_attention(q[:, :, used], k, v)
     return rearrange(out, "b heads n c -> b n (heads c)")
 
 
 class Attention(nn.Module):
-    """Self-attention over all tokens, without biases. [b, n, d] -> [b, n, d]"""
+    """Self-attention over all tokens, without biases. [b, n, d] -> [b, n, d], of the tokens `used`"""
 
     def __init__(self, d: int, d_head: int, qk_norm_eps: float | None) -> None:
         super().__init__()
@@ -106,8 +111,8 @@ class Attention(nn.Module):
         self.q_norm = nn.Identity() if qk_norm_eps is None else RMSNorm(d_head, qk_norm_eps)
         self.k_norm = nn.Identity() if qk_norm_eps is None else RMSNorm(d_head, qk_norm_eps)
 
-    def forward(self, x: Tensor, cameras: CameraEncoding | None = None) -> Tensor:
-        return self.fc(attention(self.to_qkv(x), self.d_head, self.q_norm, self.k_norm, cameras))
+    def forward(self, x: Tensor, cameras: CameraEncoding | None = None, used: slice = ALL) -> Tensor:
+        return self.fc(attention(self.to_qkv(x), self.d_head, self.q_norm, self.k_norm, cameras, used))
 
 
 class MLP(nn.Module):
@@ -122,7 +127,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. [b, n, d] -> [b, n, d]
+    """Pre-norm transformer block. [b, n, d] -> [b, n, d], of the tokens `used`
 
     Args:
         qk_norm_eps: epsilon of the RMS norm of queries and keys; None: no such norm.
@@ -139,43 +144,44 @@ class Block(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=init_std)
 
-    def forward(self, x: Tensor, cameras: CameraEncoding | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), cameras)
+    def forward(self, x: Tensor, cameras: CameraEncoding | None = None, used: slice = ALL) -> Tensor:
+        x = x[:, used] + self.attn(self.norm1(x), cameras, used)
         return x + self.mlp(self.norm2(x))
 
 
-class BlockStack(nn.ModuleList):
+class BlockStack(RecomputingList):
     """Blocks that run one after another.
 
-    checkpoint_every: while training, keep activations only between groups of so many blocks and recompute the
-    rest in the backward pass; 0 keeps all.
-
     Arguments beside the tokens, such as the encoding of their cameras, go to every block. A family whose blocks do
-    not simply follow one another calls them by `run_block`.
+    not simply follow one another calls them by `run_group`.
+
+    skip_unused: the last block computes only the tokens that are used; parity files store all of them.
     """
 
-    def __init__(self, blocks: Iterable[nn.Module]) -> None:
-        super().__init__(blocks)
-        self.checkpoint_every = 0
+    skip_unused = True
 
-    def forward(self, x: Tensor, *more: Any) -> Tensor:
-        if not self._recomputes():
-            return self._run(x, 0, len(self), *more)
-        for first in range(0, len(self), self.checkpoint_every):
-            x = checkpoint(self._run, x, first, first + self.checkpoint_every, *more, use_reentrant=False)
-        return x
+    def forward(self, x: Tensor, *more: Any, used: slice = ALL) -> Tensor:
+        """Of the tokens `used` alone (only blocks of this module can leave out the others). [b, n, d] -> [b, n, d]"""
+        last = used if self.skip_unused else ALL
+        every = self.checkpoint_every if self.recomputes() else len(self)
+        for first in range(0, len(self), every):
+            group = list(self)[first : first + every]
+            run = partial(_in_turn, group, last if group[-1] is self[-1] else ALL)
+            x = self._sliced(run, x) if not more else self.run_group(run, x, *more)
+        return x if last is used else x[:, used]
 
-    def run_block(self, block: nn.Module, *inputs: Any) -> Any:
-        """What one block makes of its inputs; with checkpointing on, recomputed in the backward pass."""
-        return checkpoint(block, *inputs, use_reentrant=False) if self._recomputes() else block(*inputs)
+    def _sliced(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A group that knows of the samples in a batch nothing but their tokens: one part of them after another."""
+        if self.slices == 1 or not self.recomputes():
+            return self.run_group(run, x)
+        return torch.cat([self.run_group(run, part) for part in x.chunk(self.slices)])
 
-    def _recomputes(self) -> bool:
-        return bool(self.checkpoint_every) and self.training and torch.is_grad_enabled()
 
-    def _run(self, x: Tensor, first: int, end: int, *more: Any) -> Tensor:
-        for block in list(self)[first:end]:
-            x = block(x, *more)
-        return x
+def _in_turn(blocks: Sequence[nn.Module], used: slice, x: Tensor, *more: Any) -> Tensor:
+    *others, last = blocks
+    for block in others:
+        x = block(x, *more)
+    return last(x, *more) if used == ALL else last(x, *more, used=used)
 
 
 def transformer_stack(num_layers: int, settings: TransformerSettings, *, qk_norm_eps: float) -> BlockStack:

@@ -264,7 +264,7 @@ def _meet(stack: BlockStack | None, index: int, x: Tensor, num_views: int) -> Te
     """One multi-view block on the features of all views, where there is one. [b v, c, h, w] -> the same"""
     if stack is None:
         return x
-    return stack.run_block(stack[index], x.unflatten(0, (-1, num_views))).flatten(0, 1)
+    return stack.run_group(stack[index], x.unflatten(0, (-1, num_views))).flatten(0, 1)
 
 
 # ----------------------------------------------------------------------------------------------- the UNet of one view
@@ -312,9 +312,9 @@ class DownBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         """[b v, in_channels, h, w] -> [b v, width, h, w]; the features after each layer are appended to `skips`."""
         for layer, resnet in enumerate(self.resnets):
-            x = self.resnets.run_block(resnet, x, emb)
+            x = self.resnets.run_group(resnet, x, emb)
             if self.attentions is not None:
-                x = self.attentions.run_block(self.attentions[layer], x)
+                x = self.attentions.run_group(self.attentions[layer], x)
             skips.append(x)
         return x
 
@@ -330,10 +330,10 @@ class MidBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[b v, c, h, w] -> the same"""
-        x = self.resnets.run_block(self.resnets[0], x, emb)
+        x = self.resnets.run_group(self.resnets[0], x, emb)
         if self.attentions is not None:
-            x = self.attentions.run_block(self.attentions[0], x)
-            x = self.resnets.run_block(self.resnets[1], x, emb)
+            x = self.attentions.run_group(self.attentions[0], x)
+            x = self.resnets.run_group(self.resnets[1], x, emb)
         return x
 
 
@@ -362,9 +362,9 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         """[b v, in_channels, h, w] -> [b v, width, h, w]; takes its features off the end of `skips`."""
         for layer, resnet in enumerate(self.resnets):
-            x = self.resnets.run_block(resnet, torch.cat([x, skips.pop()], dim=1), emb)
+            x = self.resnets.run_group(resnet, torch.cat([x, skips.pop()], dim=1), emb)
             if self.attends:
-                x = self.attentions.run_block(self.attentions[layer], x)
+                x = self.attentions.run_group(self.attentions[layer], x)
         return x
 
 

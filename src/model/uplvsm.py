@@ -96,7 +96,7 @@ class UPLVSM(ViewSynthesizer):
         tokens = rearrange(tokens, "(b v) n d -> b (v n) d", b=b)
         n, latents = marker.shape[1], repeat(self.n_light_field_latent, "n d -> b n d", b=b)
         tokens = torch.cat([latents, tokens[:, :n] + marker, tokens[:, n:]], dim=1)
-        return self.transformer_encoder(tokens)[:, : latents.shape[1]]
+        return self.transformer_encoder(tokens, used=slice(latents.shape[1]))
 
     def target_cameras(self, scene: Tensor, target: Views) -> Cameras:
         """Where the model believes the target images were taken from; given poses are not read."""
@@ -112,6 +112,6 @@ class UPLVSM(ViewSynthesizer):
         targets = self.target_pose_tokenizer(rays)  # [b * v, n, d]
         scene = repeat(scene, "b n d -> (b v) n d", v=cameras.num_views)
         tokens = torch.cat([targets, scene], dim=1)  # [b * v, n + n_latent_vectors, d]
-        tokens = self.transformer_decoder(self.transformer_input_layernorm_decoder(tokens))
-        targets = tokens[:, : targets.shape[1]]
+        used = slice(targets.shape[1])
+        targets = self.transformer_decoder(self.transformer_input_layernorm_decoder(tokens), used=used)
         return self.image_token_decoder(targets, cameras.num_views, cameras.height, cameras.width)

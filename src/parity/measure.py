@@ -23,6 +23,7 @@ from ..geometry.trajectory import TRAJECTORIES
 from ..loss import ImageLoss
 from ..model import build_model, family_config
 from ..model.base import ViewSynthesizer
+from ..model.transformer import BlockStack
 from ..optim import build_optimizer, clip_or_skip, learning_rate
 from ..settings import Training
 
@@ -118,6 +119,9 @@ def run_model(
 ) -> Pass:
     """Forward, objective and backward, as a training step does them."""
     model.eval()  # no random pose noise: what was drawn is in the file
+    for module in model.modules():
+        if isinstance(module, BlockStack):
+            module.skip_unused = False  # stored are all tokens of the last blocks
     with recording(modules) as calls:
         result = model(input, target)
     losses = model.objective(result, target, loss)

@@ -124,10 +124,11 @@ def _stages(done: Pass, input: Views) -> dict:
     for stored, stack in STACKS.items():
         for prefix, call in zip(("", "target_"), range(len(results.get(stack, ())))):
             stages[f"{prefix}{stored}_in"] = arguments[stack][call]
-            stages[f"{prefix}{stored}_out"] = results[stack][call]
-            for name in results:
-                if name.startswith(f"{stack}."):
-                    stages[f"{prefix}{stored}_block{name.rpartition('.')[2]}_out"] = results[name][call]
+            blocks = [name for name in results if name.startswith(f"{stack}.")]
+            for number, name in enumerate(blocks):
+                stages[f"{prefix}{stored}_block{number}_out"] = results[name][call]
+            # The stack itself gives the used tokens alone.
+            stages[f"{prefix}{stored}_out"] = results[blocks[-1]][call]
     return stages
 
 

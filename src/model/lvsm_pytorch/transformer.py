@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...config import key
+from ..recompute import RecomputingList
 
 
 @dataclass(kw_only=True)
@@ -165,24 +165,14 @@ class FeedForwardStep(SubLayer):
         return x + self[1](self.norm(x))
 
 
-class Steps(nn.ModuleList):
-    """Attention and feed-forward in turn.
-
-    checkpoint_every: while training, keep activations only between groups of so many pairs and recompute the rest in
-    the backward pass; 0 keeps all.
-    """
-
-    def __init__(self, steps: Iterator[SubLayer]) -> None:
-        super().__init__(steps)
-        self.checkpoint_every = 0
+class Steps(RecomputingList):
+    """Attention and feed-forward in turn; a pair counts as a block."""
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         first, pairs = None, len(self) // 2
-        if not (self.checkpoint_every and self.training and torch.is_grad_enabled()):
-            return self._run(x, first, valid, 0, pairs)[0]
-        for begin in range(0, pairs, self.checkpoint_every):
-            end = begin + self.checkpoint_every
-            x, first = checkpoint(self._run, x, first, valid, begin, end, use_reentrant=False)
+        every = self.checkpoint_every if self.recomputes() else pairs
+        for begin in range(0, pairs, every):
+            x, first = self.run_group(self._run, x, first, valid, begin, begin + every)
         return x
 
     def _run(
