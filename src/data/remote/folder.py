@@ -42,19 +42,29 @@ def is_url(path: object) -> bool:
 
 
 class RemoteFolder:
-    """A folder behind a URL. Only its address travels to other processes; each connects for itself, also after a fork."""
+    """A folder behind a URL. Only its address travels to other processes; each connects for itself, also after a fork.
+
+    fetched: bytes of files that came to this process.
+    """
 
     def __init__(self, url: str, settings: Remote | None = None) -> None:
         """Nothing is asked yet. Raises ConfigError for a URL that is not the plain address of a folder."""
         self.url, self.settings = _checked(url), settings or Remote()
         self._source: tuple[int, Source] | None = None
         self._failing_since: float | None = None
+        self.fetched = 0
 
     def __str__(self) -> str:
         return self.url
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "settings": self.settings, "_source": None, "_failing_since": None}
+        return {
+            "url": self.url,
+            "settings": self.settings,
+            "_source": None,
+            "_failing_since": None,
+            "fetched": 0,
+        }
 
     def names(self) -> list[str] | None:
         """Files of the folder; None if it cannot be listed. Raises RemoteError."""
@@ -76,6 +86,7 @@ class RemoteFolder:
         data, found = self._ask(lambda source: source.read(file.name, offset, size))
         if found.size != file.size or (file.tag and found.tag and found.tag != file.tag):
             raise Refused("has changed since it was indexed: start again")
+        self.fetched += size
         return data
 
     def content(self, name: str, limit: int = 2**26) -> bytes:

@@ -151,20 +151,14 @@ def _tables(copy: PartialCopy) -> list[tuple[RawScene | SceneError, np.ndarray]]
     if copy.read(0, 4) != b"PK\x03\x04":
         raise ChunkError("damaged, or written by an old torch.save: convert it with process_data.py")
     fill_zip(copy)
-    chunk, shift = _opened(copy)
+    chunk = open_chunk(copy.path)
+    shift = first_storage_offset(copy.path) - min(addresses(chunk), default=0)
     copy.need(_first_needed(copy, chunk, shift))
-    chunk, shift = _opened(copy)  # again: what is mapped need not show what was written since
     found = []
-    for scene in raw_scenes(chunk):
+    for scene in raw_scenes(chunk):  # mapped from the file: shows what was filled in since
         table = np.zeros(0, FRAME) if isinstance(scene, SceneError) else _frame_table(copy, scene, shift)
         found.append((scene, table))
     return found
-
-
-def _opened(copy: PartialCopy) -> tuple[list, int]:
-    """The scenes of a chunk, and what leads from the address of a tensor to its place in the file."""
-    chunk = open_chunk(copy.path)
-    return chunk, first_storage_offset(copy.path) - min(addresses(chunk), default=0)
 
 
 def _first_needed(copy: PartialCopy, chunk: list, shift: int) -> list[tuple[int, int]]:
