@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def scores(folder, address, config, *words):
     paths = [f"training.eval_dataset_path={address}", f"inference.inference_out_dir={folder}"]
     quiet = ["inference.generate_website=false", "inference.render_images=false"]
     status = score(["--config", str(config), *paths, *quiet, *words])
-    return status, json.loads((folder / "scores.json").read_text())
+    report = folder / "scores.json"
+    return status, json.loads(report.read_text()) if report.is_file() else {}
 
 
 def test_training_and_scoring_equal_those_on_a_folder(tmp_path, data):
@@ -75,6 +77,26 @@ def test_a_run_goes_on_beside_a_chunk_that_does_not_come(tmp_path, data, capfd):
     told = capfd.readouterr()
     assert "000000.torch gave HTTP 500" in told.err + told.out and "replaced_scenes" in told.err + told.out
     assert len(losses(tmp_path / "run")) == 6
+
+
+def test_a_server_that_goes_away_ends_run_and_scoring_with_a_message(tmp_path, data, capfd):
+    """In bounded time, with the checkpoint written before kept."""
+    impatient = [*QUICK, "training.remote.attempts=1", "training.remote.patience_s=0.2"]
+    with RangeServer(data) as served:
+        assert run(tmp_path / "run", served.url, data, *impatient, train_steps=2) == 0
+        served.asked = []
+        served.misbehave("torch", "fine", "fine", "fine", "fine", "slow")
+        begin = time.monotonic()
+        more = {"train_steps": 50, "max_bad_steps": 2, "num_workers": 1}
+        assert run(tmp_path / "run", served.url, data, *impatient, **more) == 3
+        assert "all that was asked for failed" in capfd.readouterr().err
+        served.asked = []
+        served.misbehave("torch", "fine", "slow")
+        config = tmp_path / "run.yaml"
+        assert scores(tmp_path / "scores", served.url, config, *impatient)[0] == 2
+        assert "all that was asked for failed" in capfd.readouterr().err
+        assert time.monotonic() - begin < 20
+    assert (tmp_path / "run" / "ckpt_0000000000000002").is_dir()
 
 
 def test_dry_run_understands_urls(tmp_path, data, capfd):

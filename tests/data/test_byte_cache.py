@@ -14,6 +14,11 @@ from src.data.remote import byte_cache
 from src.data.remote.byte_cache import SHARES, ByteCache
 
 
+@pytest.fixture(autouse=True)
+def any_disk(monkeypatch):
+    monkeypatch.setattr(byte_cache, "FREE_SHARE", 0.0)
+
+
 def stored(folder):
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and len(file.name) == 32)
 
@@ -79,6 +84,13 @@ def test_a_full_disk_is_told_once_and_does_no_harm(tmp_path, monkeypatch, caplog
         cache.put(str(number), b"x")
         assert cache.get(str(number), 1) is None
     assert [record.getMessage().count("No space left") for record in caplog.records] == [1]
+
+
+def test_a_share_of_the_disk_is_left_to_others(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(byte_cache, "FREE_SHARE", 1.1)
+    cache = ByteCache(tmp_path, SHARES * 1000)
+    cache.put("a", b"x")
+    assert cache.get("a", 1) is None and "of the disk are free" in caplog.text
 
 
 def write_for_ever(folder, bound, seed):

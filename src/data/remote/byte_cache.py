@@ -9,9 +9,11 @@ Public: ByteCache.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
+import shutil
 import zlib
 from pathlib import Path
 
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 SHARES = 64
 KEPT_SHARE = 0.9
 """A part that is full is cleared down to this, so that not every further piece leads to a look at all files."""
+
+FREE_SHARE = 0.05
+"""Of the disk that is left to others, such as the checkpoints of a run."""
 
 CHECK_BYTES = 4
 """At the end of each file: a checksum of the rest, as a power cut can leave a file of zeros."""
@@ -59,6 +64,9 @@ class ByteCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with exclusive(path.parent / LOCK, wait=False) as free:
+                disk = shutil.disk_usage(path.parent)
+                if disk.free < disk.total * FREE_SHARE:
+                    raise OSError(errno.ENOSPC, f"less than {FREE_SHARE:.0%} of the disk are free")
                 if free and _make_room(path.parent, size, self.share):
                     partial = path.parent / PARTIAL
                     partial.write_bytes(data + _checksum(data))

@@ -130,7 +130,10 @@ class RemoteFolder:
             ) from error
 
     def _connected(self) -> Source:
-        """The connection of this process: one that was made before a fork belongs to the other process."""
+        """The connection of this process: one that was made before a fork belongs to the other process.
+
+        Threads that come here first at the same time may make several, of which one is kept.
+        """
         if self._source is None or self._source[0] != os.getpid():
             self._source = (os.getpid(), _connect(self.url, self.settings.timeout_s))
         return self._source[1]

@@ -104,6 +104,8 @@ class HttpSource:
             raise Refused(f"has no address that can be asked ({_reason(error)})") from error
         except requests.exceptions.Timeout as error:
             raise RemoteError(f"gave no answer for {self.timeout_s:g} s") from error
+        except requests.exceptions.ConnectionError as error:
+            raise RemoteError(f"cannot be reached ({_reason(error)})") from error
         except (OSError, urllib3.exceptions.HTTPError) as error:
             raise RemoteError(f"broke off ({_reason(error)})") from error
 

@@ -122,7 +122,11 @@ def _build(folder: RemoteFolder, chunks: list[RemoteFile], target: Path, *, num_
 def _index_chunk(
     folder: RemoteFolder, file: RemoteFile
 ) -> tuple[list[str], list[np.ndarray], list[tuple[str, str]]]:
-    """As `chunk_index.index_chunk`; raises RemoteError if the chunk cannot be reached."""
+    """As `chunk_index.index_chunk`, but raises what would not happen again: an index that lacks the chunk would stay.
+
+    Raises:
+        RemoteError: the chunk cannot be reached. OSError: there is no room for what is fetched of it.
+    """
     if not file.size:
         return [], [], [(file.name, f"{folder}/{file.name} is not there")]
     with tempfile.TemporaryDirectory(prefix="parallax-") as place:
@@ -132,7 +136,7 @@ def _index_chunk(
             return [], [], [(file.name, f"{folder}/{file.name} {error}")]
         except RemoteError as error:
             raise RemoteError(f"{file.name} {error}") from error
-        except (ChunkError, BadZipFile, RuntimeError, ValueError, OSError) as error:
+        except (ChunkError, BadZipFile, RuntimeError, ValueError) as error:
             text = str(error).replace(f"{place}/{file.name}", "it")
             return [], [], [(file.name, f"{folder}/{file.name} cannot be used: {text}")]
     names = [scene.key for scene, _ in found if isinstance(scene, RawScene)]
