@@ -20,13 +20,14 @@ class RangeServer:
 
     behaviour: given the path of a request and its number among those for that path (from 0), what the server does with
     it: "fine", "slow", "drip" (byte after byte), "cut" (half of the body), "500", "403", "whole" (no ranges), "other"
-    (other bytes than asked for). asked: (path, bytes sent) of all requests.
+    (other bytes than asked for). asked: (path, bytes sent) of all requests. connections: addresses from which they came.
     """
 
     def __init__(self, folder: Path, *, listing: bool = True, slow_s: float = 1.0) -> None:
         self.folder, self.listing, self.slow_s = folder, listing, slow_s
         self.behaviour: Callable[[str, int], str] = lambda path, number: "fine"
         self.asked: list[tuple[str, int]] = []
+        self.connections: set[tuple[str, int]] = set()
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.server.daemon_threads = True
@@ -76,6 +77,7 @@ class RangeServer:
         with self.lock:
             number = sum(path == other for other, _ in self.asked)
             self.asked.append((path, 0))
+            self.connections.add(handler.client_address)
         how = self.behaviour(path, number)
         file = self.folder / path.strip("/")
         if how == "slow":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import pickle
 import time
 import zipfile
@@ -110,6 +111,26 @@ def test_damaged_chunks_and_hostile_pickles_are_listed_and_the_others_used(raw):
     assert [where for where, _ in scenes.problems] == [f"00000{n}.torch" for n in (2, 3, 5, 6, 7)]
     assert all("\n" not in why and "/parallax-" not in why for _, why in scenes.problems)
     assert "print" in scenes.problems[3][1]
+
+
+def test_cameras_follow_pictures_of_other_sizes(raw, server):
+    remote, local = RemoteScenes(server.url, QUICK), ChunkScenes(raw)
+    shown, stored = remote[2], local[2]
+    assert shown.name == "scene_b"
+    for frame in (4, 5, 4):
+        assert shown.encoded(frame) == stored.encoded(frame)
+        for ours, theirs in zip(shown.camera(frame), stored.camera(frame)):
+            assert ours.tolist() == theirs.tolist()
+
+
+def test_a_forked_process_has_connections_of_its_own(server):
+    scenes = RemoteScenes(server.url, QUICK)
+    scenes[0].encoded(0)
+    before = set(server.connections)
+    child = multiprocessing.get_context("fork").Process(target=scenes[0].encoded, args=(1,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0 and len(server.connections - before) == 1
 
 
 def test_travels_to_other_processes_as_an_address(server):
