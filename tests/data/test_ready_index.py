@@ -100,6 +100,14 @@ def test_one_that_leads_elsewhere_is_refused(copied, name, change):
         RemoteScenes(served.url, QUICK)
 
 
+def test_a_header_of_an_array_that_is_cut_off_is_refused(copied):
+    path = index_of(copied) / "first.npy"
+    path.write_bytes(path.read_bytes().replace(b"), }", b"   }"))
+    with RangeServer(copied) as served, pytest.raises(ConfigError, match="is damaged") as caught:
+        RemoteScenes(served.url, QUICK)
+    assert "\n" not in str(caught.value)
+
+
 def test_arrays_of_objects_are_refused(copied):
     np.save(index_of(copied) / "names.npy", np.array(["a", {}, "c"], dtype=object), allow_pickle=True)
     with RangeServer(copied) as served, pytest.raises(ConfigError, match="is damaged"):

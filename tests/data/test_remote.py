@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import random
 import time
 import zipfile
 
@@ -111,6 +112,19 @@ def test_damaged_chunks_and_hostile_pickles_are_listed_and_the_others_used(raw):
     assert [where for where, _ in scenes.problems] == [f"00000{n}.torch" for n in (2, 3, 5, 6, 7)]
     assert all("\n" not in why and "/parallax-" not in why for _, why in scenes.problems)
     assert "print" in scenes.problems[3][1]
+
+
+def test_no_damage_of_a_directory_does_more_than_lose_the_chunk(tmp_path):
+    """Whatever places, sizes and counts it claims."""
+    raw = write_chunks(tmp_path / "raw", [scene("a", frames=2)], [scene("b", frames=2)])
+    whole, rng = (raw / "000000.torch").read_bytes(), random.Random(0)
+    for _ in range(40):
+        spoilt = bytearray(whole)
+        place = len(whole) - rng.choice([rng.randrange(22), rng.randrange(900)]) - 1
+        spoilt[place : place + 1] = bytes([rng.randrange(256)])
+        (raw / "000000.torch").write_bytes(spoilt)
+        scenes = RemoteScenes(raw.as_uri(), QUICK)
+        assert "b" in scenes.names and all("\n" not in why for _, why in scenes.problems)
 
 
 def test_cameras_follow_pictures_of_other_sizes(raw, server):

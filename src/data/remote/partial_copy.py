@@ -54,16 +54,19 @@ class PartialCopy:
 
         Raises:
             RemoteError: it did not come.
-            ChunkError: it would be more than an index takes.
+            ChunkError: they lie outside of the file, or are more than an index takes.
         """
+        spans = [(offset, min(size, self.file.size - offset)) for offset, size in spans]
+        if any(offset < 0 or size < 0 for offset, size in spans):
+            raise ChunkError("it is damaged: parts of it lie outside of it")
+        if sum(size for _, size in spans) + len(self.filled) * BLOCK_BYTES > MOST_BYTES:
+            raise ChunkError(f"more than {MOST_BYTES >> 20} MiB of it would be needed for its index")
         wanted = {
             block
             for offset, size in spans
-            for block in range(offset // BLOCK_BYTES, -(-min(offset + size, self.file.size) // BLOCK_BYTES))
+            for block in range(offset // BLOCK_BYTES, -(-(offset + size) // BLOCK_BYTES))
         }
         missing = sorted(wanted - self.filled)
-        if (len(missing) + len(self.filled)) * BLOCK_BYTES > MOST_BYTES:
-            raise ChunkError(f"would take more than {MOST_BYTES >> 20} MiB for its index alone")
         runs: list[list[int]] = []
         for block in missing:
             if runs and runs[-1][1] == block:

@@ -14,6 +14,7 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from tqdm import tqdm
@@ -90,9 +91,16 @@ def fetch_index(folder: RemoteFolder, digest: str, chunks: list[RemoteFile], tar
             problems = _problems(parse_json(folder.content(f"{place}/index.json")))
         except RemoteError:
             raise
-        except (ValueError, OSError, EOFError) as error:
+        except (
+            ValueError,
+            OSError,
+            EOFError,
+            SyntaxError,
+            TokenError,
+        ) as error:  # the last two: headers of arrays
+            reason = " ".join(str(error).split())[:160]
             raise ConfigError(
-                f"{folder}/{place} is damaged ({error}): put it there anew, or take away {BESIDE}/{CHUNK_LIST}."
+                f"{folder}/{place} is damaged ({reason}): put it there anew, or take away {BESIDE}/{CHUNK_LIST}."
             ) from error
         summary = {"format": FORMAT, "folder": folder.url, "problems": problems}
         write_bytes(partial_folder / "index.json", json.dumps(summary).encode())
