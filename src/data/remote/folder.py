@@ -8,7 +8,6 @@ Public: is_url, RemoteFolder, CONNECTIONS, PIECE_BYTES.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import time
@@ -20,9 +19,7 @@ from ...config import ConfigError
 from ...settings_remote import Remote
 from .fsspec_source import FsspecSource
 from .http_source import HttpSource
-from .source import Absent, Refused, RemoteError, RemoteFile, Source, SourceLost
-
-log = logging.getLogger(__name__)
+from .source import Refused, RemoteError, RemoteFile, Source, SourceLost
 
 T = TypeVar("T")
 
@@ -112,8 +109,6 @@ class RemoteFolder:
                     time.sleep(pause)
                     pause *= 2
                     continue
-                if not isinstance(error, Absent):
-                    log.debug("%s: %s", self.url, error)
                 self._check_patience(error)
                 raise
             self.alive()
