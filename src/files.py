@@ -1,6 +1,6 @@
 """Files that are either whole or not there, lines that are, reading that ends, and folders with one writer at a time.
 
-Public: replacing, write_text, write_bytes, require_regular, read_bytes, parse_json, read_json, sync_to_disk, Lines, exclusive, claim, writable.
+Public: replacing, write_text, write_bytes, require_regular, read_bytes, parse_json, read_json, sync_to_disk, Lines, exclusive, claim, writable, user_cache.
 """
 
 from __future__ import annotations
@@ -191,3 +191,8 @@ def _locked(file: TextIO, wait: bool) -> bool:
 def writable(folder: Path) -> bool:
     """Whether `folder` may be written to; one without any write bit counts as read-only even for root."""
     return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK)
+
+
+def user_cache() -> Path:
+    """The user's folder for what can be made again; it need not be there yet."""
+    return Path(os.environ.get("PARALLAX_CACHE") or Path.home() / ".cache" / "parallax")

@@ -88,7 +88,7 @@ def _check_data(found: Preflight, training: Training) -> None:
     """All data sets that training reads."""
     paths, _ = found.attempt("training.dataset_path", sources, training.dataset_path) or ([], [])
     for path in paths:
-        scenes = found.attempt("training.dataset_path", open_scenes, path)
+        scenes = found.attempt("training.dataset_path", open_scenes, path, training.remote)
         if scenes is not None:
             found.data.append(_describe(found, scenes, path, training))
 
@@ -153,7 +153,7 @@ def _check_evaluation(found: Preflight, parts: dict[str, Any]) -> None:
     if not isinstance(path, str):
         found.problems.append("training.eval_dataset_path: evaluation reads one data set: name one path.")
         return
-    scenes = found.attempt("training.eval_dataset_path", open_scenes, path)
+    scenes = found.attempt("training.eval_dataset_path", open_scenes, path, training.remote)
     if scenes is None:
         return
     expected, words = expected_scenes(path), [f"{len(scenes):,} scenes"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .config import key, raise_all
+from .settings_remote import Remote
 from .settings_views import ViewSelector, view_problems
 from .stopping import seconds_in
 
@@ -20,10 +21,12 @@ class Training:
     # data
     dataset_name: str = key("entry of DATASETS", "scene")
     dataset_path: str | list = key(
-        "full_list.txt, a folder of .torch chunks, a .json list of scenes, or a list of {path, weight} of these",
+        "full_list.txt, a folder of .torch chunks (also the URL of one), a .json list of scenes, or a list of "
+        "{path, weight} of these",
         "",
     )
     eval_dataset_path: str = key("the same for evaluation; empty: no evaluation while training", "")
+    remote: Remote = key("how data sets behind URLs are read", Remote)
     vae_latents: str = key(
         "folder of latents made by scripts.encode_latents, inside each data set's folder (vae_latents); empty: the "
         "model encodes the pictures itself",

@@ -1,7 +1,8 @@
 """What a frame costs against the number of context views: LVSM decoder-only, encoder-decoder and KV-LVSM.
 
 Models of equal width and depth with random weights, one scene, one target at a time from what was encoded once. The
-contenders take turns, so that whatever else the machine does falls on all of them; figures are medians. Beside the time,
+contenders take turns, so that whatever else the machine does falls on all of them; figures are medians. All compute every
+token of every block, as published: then the layers alone cost LVSM inputs + 1 times what they cost KV-LVSM. Beside the time,
 work is counted (multiply-adds twice) on the meta device.
 
 Public: Sizes, Row, contenders, measure, table, chart.
@@ -17,7 +18,7 @@ import torch
 
 from ..config import ConfigError
 from .chart import Panel, draw_chart
-from .measure import build_section, counted, scene, timed
+from .measure import build_section, counted, scene, skip_unused, timed
 
 LVSM, KV = "LVSM decoder-only", "KV-LVSM"
 LATENTS_PER_VIEW = 3
@@ -109,6 +110,8 @@ def measure(
     """
     dtype = getattr(torch, sizes.dtype)
     models = {name: build_section(section).to(device, dtype) for name, section in sections.items()}
+    for model in models.values():
+        skip_unused(model, False)
     input, target = scene(num_inputs, sizes.size, device, dtype), scene(1, sizes.size, device, dtype)
     encode_s: dict[str, list[float]] = {name: [] for name in models}
     frame_s: dict[str, list[float]] = {name: [] for name in models}
@@ -126,7 +129,7 @@ def measure(
             num_inputs,
             statistics.median(encode_s[name][1:]),
             statistics.median(frame_s[name][1:]),
-            *counted(section, num_inputs, sizes.size),
+            *counted(section, num_inputs, sizes.size, skips=False),
         )
         for name, section in sections.items()
     ]

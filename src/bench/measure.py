@@ -1,6 +1,6 @@
 """What the benchmarks share: a scene of noise, models from a `model` section, clocks, peak memory, counted work.
 
-Public: build_section, scene, timed, Timing, PeakMemory, counted, machine.
+Public: build_section, skip_unused, scene, timed, Timing, PeakMemory, counted, machine.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..config import ConfigError, build
 from ..geometry.camera import Cameras, Views
 from ..model import build_model, family_config
 from ..model.base import ViewSynthesizer
+from ..model.transformer import BlockStack
 
 
 def build_section(section: dict) -> ViewSynthesizer:
@@ -28,6 +29,13 @@ def build_section(section: dict) -> ViewSynthesizer:
     if problems:
         raise ConfigError("\n".join(problems))
     return build_model(config).eval()
+
+
+def skip_unused(model: ViewSynthesizer, skips: bool) -> None:
+    """Whether last blocks leave out tokens that are not used; as published, every block computes all tokens."""
+    for module in model.modules():
+        if isinstance(module, BlockStack):
+            module.skip_unused = skips
 
 
 def scene(num_views: int, size: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Views:
@@ -96,10 +104,14 @@ def _status(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 
-def counted(section: dict, num_inputs: int, size: int) -> tuple[int, int]:
-    """Floating-point operations of encoding and of one frame, counted without computing anything."""
+def counted(section: dict, num_inputs: int, size: int, *, skips: bool = True) -> tuple[int, int]:
+    """Floating-point operations of encoding and of one frame, counted without computing anything.
+
+    skips: as in `skip_unused`.
+    """
     with torch.device("meta"):
         model = build_section(section).requires_grad_(False)
+        skip_unused(model, skips)
         input, target = scene(num_inputs, size, "meta"), scene(1, size, "meta")
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as encoding:

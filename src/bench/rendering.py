@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from ..geometry.camera import Cameras, Views
 from ..model.base import ViewSynthesizer
-from ..model.transformer import BlockStack
-from .measure import build_section, scene
+from .measure import build_section, scene, skip_unused
 from .ratio import Place, Row
 
 FRAMES, PUBLISHED_CHUNK, INPUTS = 30, 4, 2
@@ -97,12 +96,9 @@ def _rows(name: str, size: int, section: dict) -> list[Row]:
 
 
 def _published(model: ViewSynthesizer, input: Views, cameras: Cameras) -> Tensor:
-    stacks = [module for module in model.modules() if isinstance(module, BlockStack)]
-    for stack in stacks:
-        stack.skip_unused = False
+    skip_unused(model, False)
     images = model.render(model.encode(input), cameras, PUBLISHED_CHUNK)
-    for stack in stacks:
-        stack.skip_unused = True
+    skip_unused(model, True)
     return images
 
 

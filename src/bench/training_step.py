@@ -21,12 +21,11 @@ from ..config import build
 from ..loss import ImageLoss
 from ..model import build_model, family_config
 from ..model.base import ViewSynthesizer
-from ..model.transformer import BlockStack
 from ..optim import build_optimizer
 from ..runtime import Runtime, grad_scaler
 from ..settings import Training
 from ..step import StepResult, train_step
-from .measure import PeakMemory, scene
+from .measure import PeakMemory, scene, skip_unused
 from .ratio import Place, Row
 
 FAMILY = "src.model.uplvsm.unposedLVSM"
@@ -117,9 +116,7 @@ def _batch() -> EasyDict:
 
 def _set(model: ViewSynthesizer, training: Training, side: Side) -> None:
     keep_activations(model, training, side.plan)
-    for module in model.modules():
-        if isinstance(module, BlockStack):
-            module.skip_unused = side.skips
+    skip_unused(model, side.skips)
 
 
 def _time_row(reference: Side, side: Side, target: float) -> Row:

@@ -1,7 +1,7 @@
 """What a scene costs against the number of its input views: LaCT beside full attention of the same width and depth.
 
     LaCT             reconstruct once (the fast weights), then each target from them: linear in the views, then constant
-    full attention   LVSM decoder-only: each target with all inputs, all tokens attending to all: quadratic
+    full attention   LVSM decoder-only: each target with all inputs, all tokens attending to all in all layers, as published: quadratic
 
 Random weights, noise for pictures, no gradients. The contenders take turns in one process, so that whatever else the
 machine does falls on both; figures are medians. Beside the clock, work is counted (multiply-adds twice) on the meta device.
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from .chart import Panel, draw_chart
-from .measure import PeakMemory, build_section, counted, scene, timed
+from .measure import PeakMemory, build_section, counted, scene, skip_unused, timed
 
 LACT, FULL = "LaCT", "full attention"
 
@@ -100,6 +100,8 @@ def measure(sizes: Sizes, num_inputs: int, repeats: int, device: torch.device) -
     """Both by turns, `repeats` times after one turn that warms up and does not count."""
     sections = contenders(sizes)
     models = {name: build_section(section).to(device) for name, section in sections.items()}
+    for model in models.values():
+        skip_unused(model, False)
     input, target = scene(num_inputs, sizes.size, device), scene(1, sizes.size, device)
     seconds: dict[tuple[str, str], list[float]] = {}
     peaks: dict[tuple[str, str], int | None] = {}
@@ -123,7 +125,7 @@ def measure(sizes: Sizes, num_inputs: int, repeats: int, device: torch.device) -
             num_inputs,
             *(statistics.median(seconds[name, part][1:]) for part in parts),
             *(peaks[name, part] for part in parts),
-            *counted(section, num_inputs, sizes.size),
+            *counted(section, num_inputs, sizes.size, skips=False),
         )
         for name, section in sections.items()
     ]

@@ -1,30 +1,25 @@
 """Raw chunks read directly: a sidecar index gives random access to just the bytes of the frames needed.
 
 The index is a folder `.parallax_index/<digest>/` beside the chunks (or in `$PARALLAX_CACHE`, else `~/.cache/parallax`,
-where their folder is read-only). The digest covers name, size and time of every chunk, so a changed folder gets a new
-index and a finished index is never written again: readers map its arrays, builders rename a whole folder into place.
+where their folder is read-only), of the form told in `index_files`. The digest covers name, size and time of every chunk,
+so a changed folder gets a new index.
 
-Public: ChunkScenes.
+Public: ChunkScenes, ChunkScene, HEAD_BYTES, addresses.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from tqdm import tqdm
 
-from ..config import ConfigError
-from ..files import exclusive, writable, write_bytes
+from ..files import writable
 from ..torch_files import is_zip
 from . import packed
 from .chunks import (
@@ -37,28 +32,21 @@ from .chunks import (
     raw_scenes,
     unpacked,
 )
-from .parallel import parallel_map
+from .index_files import (
+    BESIDE,
+    FRAME,
+    STATUS,
+    cached_home,
+    digest_of,
+    index_all,
+    made_once,
+    tell_copies,
+    write_index,
+)
 from .scene import FrameError, SceneError, camera_problem
 from .transforms import image_header
 
 log = logging.getLogger(__name__)
-
-FORMAT = 1
-"""Version of the index files; part of the digest."""
-
-FRAME = np.dtype(
-    [
-        ("offset", "<i8"),
-        ("size", "<i8"),
-        ("width", "<i4"),
-        ("height", "<i4"),
-        ("status", "u1"),
-        ("camera", "<f4", 18),
-    ]
-)
-"""One frame: where its bytes are in the chunk, size of the picture in pixels, place in `STATUS`, stored camera."""
-
-STATUS = ("", "no image bytes", "not a JPEG, PNG or WebP picture")
 
 HEAD_BYTES = 2048
 """Read from each frame while indexing: enough for the size in the header of nearly every JPEG."""
@@ -98,7 +86,7 @@ def _index_file(file: Path, path: Path) -> tuple[list[str], list[np.ndarray], li
             open_chunk(file)  # a damaged file is reported as such
             raise ChunkError(f"{path} was written by an old torch.save: convert it with process_data.py")
         chunk = open_chunk(file)
-        shift = first_storage_offset(file) - min(_addresses(chunk), default=0)
+        shift = first_storage_offset(file) - min(addresses(chunk), default=0)
         with file.open("rb") as opened:
             for scene in raw_scenes(chunk):
                 if isinstance(scene, SceneError):
@@ -113,12 +101,12 @@ def _index_file(file: Path, path: Path) -> tuple[list[str], list[np.ndarray], li
     return names, tables, problems
 
 
-def _addresses(item: object) -> list[int]:
+def addresses(item: object) -> list[int]:
     """Where in memory the storages below `item` begin."""
     if isinstance(item, dict):
         item = list(item.values())
     if isinstance(item, list | tuple):
-        return [address for entry in item for address in _addresses(entry)]
+        return [address for entry in item for address in addresses(entry)]
     storage = getattr(item, "untyped_storage", None)
     return [storage().data_ptr()] if storage is not None and storage().nbytes() else []
 
@@ -152,48 +140,13 @@ def _header(head: bytes, image: Any) -> tuple[int, int, str]:
 
 
 def _build(folder: Path, chunks: list[Path], target: Path, num_processes: int) -> None:
-    """Index all chunks and rename the result to `target`; a finished one made meanwhile by others is kept.
+    """Index all chunks of a folder.
 
     Raises:
         ChunkError: there is not a single usable scene.
     """
-    results: dict[Path, tuple] = {}
-    with tqdm(
-        total=len(chunks), unit="chunk", desc=f"indexing {folder.name}", disable=len(chunks) < 16
-    ) as bar:
-        for path, result in parallel_map(index_chunk, chunks, min(num_processes, len(chunks) // 4)):
-            results[path] = result
-            bar.update()
-    found: dict[str, tuple[int, np.ndarray]] = {}
-    problems: list[tuple[str, str]] = []
-    for number, path in enumerate(chunks):
-        names, tables, troubles = results[path]
-        problems += troubles
-        for name, table in zip(names, tables):
-            if name in found:
-                problems.append((path.name, f"scene {name} is already in {chunks[found[name][0]].name}"))
-            else:
-                found[name] = (number, table)
-    if not found:
-        raise ChunkError(f"{folder}: none of its {len(chunks)} chunks gives a scene; {problems[0][1]}")
-    order = sorted(found, key=lambda name: f"{name}.json")  # as full_list.txt is sorted
-    first = np.cumsum([0, *(len(found[name][1]) for name in order)])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
-    try:
-        np.save(partial / "names.npy", np.array(order, dtype=np.str_))
-        np.save(partial / "chunk.npy", np.array([found[name][0] for name in order], dtype=np.int32))
-        np.save(partial / "first.npy", first.astype(np.int64))
-        frames = np.lib.format.open_memmap(partial / "frames.npy", "w+", FRAME, (int(first[-1]),))
-        for name, start in zip(order, first):  # written in place: all frames of a large set take a gigabyte
-            frames[start : start + len(found[name][1])] = found[name][1]
-        frames.flush()
-        summary = {"format": FORMAT, "folder": str(folder.resolve()), "problems": problems}
-        write_bytes(partial / "index.json", json.dumps(summary, indent=1).encode())
-        if not (target / "index.json").exists():
-            os.rename(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    results = index_all(index_chunk, chunks, f"indexing {folder.name}", min(num_processes, len(chunks) // 4))
+    write_index(str(folder.resolve()), [path.name for path in chunks], results, target)
 
 
 # ----------------------------------------------------------------------------------------------- finding
@@ -206,35 +159,21 @@ def _stamps(chunks: list[Path]) -> list[tuple[str, int, int]]:
 
 def _home(folder: Path) -> Path:
     """The folder that holds the indices of a chunk folder."""
-    beside = folder / ".parallax_index"
+    beside = folder / BESIDE
     if writable(beside if beside.is_dir() else folder):
         return beside
-    cache = Path(os.environ.get("PARALLAX_CACHE") or Path.home() / ".cache" / "parallax")
-    return cache / "chunk_index" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return cached_home(str(folder.resolve()))
 
 
 def _prepare(folder: Path, chunks: list[Path], stamps: list, num_processes: int) -> Path:
     """Folder of the finished index for these chunks, built if need be by one process while others wait."""
-    digest = hashlib.sha256(json.dumps([FORMAT, stamps]).encode()).hexdigest()[:16]
-    beside, home = folder / ".parallax_index" / digest, _home(folder)
-    for target in (beside, home / digest):
-        if (target / "index.json").exists():
-            return target
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} is read-only and the index of its chunks cannot go to {home} ({error.strerror}): "
-            "set PARALLAX_CACHE in the environment to a folder that can be written."
-        ) from error
-    target = home / digest
-    with exclusive(home / "lock", wait=True):
-        if not (target / "index.json").exists():
-            _build(folder, chunks, target, num_processes)
-            for old in home.iterdir():
-                if old.is_dir() and old != target:
-                    shutil.rmtree(old, ignore_errors=True)
-    return target
+    digest, beside, home = digest_of(stamps), folder / BESIDE, _home(folder)
+    if home != beside and (beside / digest / "index.json").exists():
+        return beside / digest  # made when the folder could still be written
+    index = made_once(home, digest, lambda target: _build(folder, chunks, target, num_processes))
+    if home == beside:
+        tell_copies(home, digest, stamps)
+    return index
 
 
 class ChunkScenes:

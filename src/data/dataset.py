@@ -18,11 +18,14 @@ import torch
 
 from ..config import ConfigError
 from ..geometry.frames import POSE_FRAMES
+from ..settings_remote import Remote
 from ..settings_views import EVERY_FRAME, OWN_TARGETS
 from .chunk_index import ChunkScenes
 from .latents import open_store
 from .meta import expected_shape
 from .objects import ObjectScenes
+from .remote.folder import is_url
+from .remote.scenes import RemoteScene, RemoteScenes
 from .scene import FrameError, ListedScenes, Scene, SceneError, Scenes
 from .transforms import mirror, resize_and_crop
 from .view_reader import Resize, ViewReader
@@ -39,8 +42,12 @@ RANDOM_SUBSTITUTES = 16
 """Scenes tried at random before all are tried in turn."""
 
 
-def open_scenes(path: str) -> Scenes:
+def open_scenes(path: str, remote: Remote | None = None) -> Scenes:
     """The scenes behind a `full_list.txt`, a folder of `.torch` chunks or a `.json` list of `opencv_cameras.json`.
+
+    Args:
+        path: a folder of chunks may also be a URL, such as https://host/dir or s3://bucket/dir.
+        remote: how that is read.
 
     Raises:
         ConfigError: there is nothing of the kind.
@@ -49,6 +56,8 @@ def open_scenes(path: str) -> Scenes:
         raise ConfigError(
             "training.dataset_path is empty: name a full_list.txt, a folder of .torch chunks or a .json list of scenes."
         )
+    if is_url(path):
+        return RemoteScenes(path, remote)
     if path.endswith(".json"):
         return ObjectScenes(Path(path))
     return ChunkScenes(Path(path)) if Path(path).is_dir() else ListedScenes(Path(path))
@@ -76,12 +85,14 @@ class SceneDataset:
     """
 
     def __init__(self, path: str, settings: ViewSettings, resize: Resize = resize_and_crop) -> None:
-        """path: a `full_list.txt` or a folder of `.torch` chunks. resize: with the arguments of `resize_and_crop`."""
+        """path: see `open_scenes`. resize: with the arguments of `resize_and_crop`."""
         self.path, self.settings = path, settings
-        self.scenes = open_scenes(path)
+        self.scenes = open_scenes(path, settings.remote)
         self.choose_views = view_sampler(settings.view_sampler)
         self.latents = open_store(path, settings.vae_latents, settings)
-        self.read = ViewReader(settings, resize, expected_shape(path) if settings.skip_bad_shape else None)
+        self.read = ViewReader(
+            settings, resize, expected_shape(path, settings.remote) if settings.skip_bad_shape else None
+        )
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -192,6 +203,8 @@ class SceneDataset:
     ) -> dict[str, Any]:
         if not scene.posed:
             raise SceneError("its photos have no poses: import them with process_data.py --poses colmap")
+        if isinstance(scene, RemoteScene):
+            scene.announce(frames)
         views = [
             self.read(scene, frame, check_scene=place == 0, zoom=change.zoom)
             for place, frame in enumerate(frames)

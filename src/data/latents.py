@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..config import ConfigError
 from ..files import read_json, replacing, require_regular, write_text
+from .remote.folder import is_url
 from .scene import SceneError
 
 FOLDER, META, POSTERIOR = "vae_latents", "meta.json", "posterior"
@@ -84,6 +85,11 @@ class Meta:
 def place_of_latents(dataset_path: str | Path, folder: str = FOLDER) -> Path:
     """Where the latents of a data set are: `folder` inside its folder; an absolute path stands for itself."""
     path = Path(dataset_path)
+    if is_url(dataset_path) and not Path(folder).is_absolute():
+        raise ConfigError(
+            f"training.vae_latents is {folder}: latents are not read over a network, and {dataset_path} is a URL. Keep "
+            "them on a disk and name their folder by its absolute path."
+        )
     return (path if path.is_dir() else path.parent) / folder
 
 

@@ -22,6 +22,7 @@ from . import dataset_class
 from .batch import Batch, collate
 from .bounded_views import context_counts
 from .order import Order, context_size, model_seed, sample_rng
+from .remote.source import SourceLost
 from .scene import SceneError
 from .view_settings import ViewSettings
 from .workers import ReadAhead
@@ -223,7 +224,7 @@ class _Samples(Dataset):
         try:
             samples = [self._sample(*key) for key in numbers]
             batch = collate(samples, samples[0]["num_input"])
-        except (SceneError, ValueError) as error:
+        except (SceneError, ValueError, SourceLost) as error:
             return {"error": str(error)}
         batch["replaced"] = [line for sample in samples for line in sample["replaced"]]
         batch["enlarged"] = sum(sample["enlarged"] for sample in samples)

@@ -64,11 +64,11 @@ class ViewReader:
         """
         if reason := scene.missing(frame):
             raise FrameError(f"frame {frame}: {reason}")
-        fxfycxcy, w2c = scene.camera(frame)
         try:
             image = self.decode(scene.encoded(frame))
         except ValueError as error:
             raise FrameError(f"frame {frame}: {error}") from error
+        fxfycxcy, w2c = scene.camera(frame)  # after its picture, whose size it may follow
         height, width = image.shape[:2]
         if self.expected_shape and (height, width) != self.expected_shape:
             wanted = "x".join(map(str, self.expected_shape[::-1]))

@@ -5,16 +5,17 @@ Public: ViewSettings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..config import ConfigError
 from ..settings import RunConfig
+from ..settings_remote import Remote
 from ..settings_views import ViewSelector
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSettings:
-    """What of a run's settings shapes a sample; names as in `settings.Training` and `model.image_tokenizer`."""
+    """What of a run's settings shapes a sample, and how it is fetched; names as in `settings.Training` and `model.image_tokenizer`."""
 
     image_size: int
     patch_size: int
@@ -39,6 +40,7 @@ class ViewSettings:
     keep_principal_point: bool
     vae_latents: str
     fast_decode: bool = False
+    remote: Remote = field(default_factory=Remote)
 
     @classmethod
     def of(cls, config: RunConfig, *, training: bool = False) -> ViewSettings:
