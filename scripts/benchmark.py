@@ -21,7 +21,7 @@ import cv2
 import torch
 from tqdm import tqdm
 
-from src.bench import conversion, host_memory, loading, many_scenes
+from src.bench import conversion, host_memory, loading, many_scenes, scoring
 from src.bench.measure import machine
 from src.bench.pictures import write_chunks
 from src.bench.ratio import Place, Row, table
@@ -31,6 +31,7 @@ from src.files import write_text
 SUBJECTS: dict[str, Callable[[Place], list[Row]]] = {
     "conversion": conversion.measure,
     "loading": loading.measure,
+    "scoring": scoring.measure,
     "many_scenes": many_scenes.measure,
     "host_memory": host_memory.measure,
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts import benchmark
-from src.bench import conversion, loading
+from src.bench import conversion, loading, scoring
 from src.bench.host_memory import held_bytes
 from src.bench.pictures import write_chunks
 from src.bench.ratio import Place, Row, Turns, table
@@ -55,6 +55,14 @@ def test_conversion_is_compared_with_png_files(chunks, tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "MOST_BYTES", 1.0)
     (tmp_path / "b").mkdir()
     assert not any(row.reached for row in conversion.measure(Place(chunks, tmp_path / "b", rounds=1)))
+
+
+def test_scoring_is_compared_with_the_published_way(chunks, tmp_path, monkeypatch):
+    rows = scoring.measure(Place(chunks, tmp_path / "a", rounds=1))
+    assert all(row.equal.startswith("PSNR within") for row in rows)
+    monkeypatch.setattr(scoring, "CLOSE", {"psnr": -1})  # nothing is as close as that
+    (tmp_path / "b").mkdir()
+    assert not any(row.equal for row in scoring.measure(Place(chunks, tmp_path / "b", rounds=1)))
 
 
 def test_memory_counts_what_is_held():
