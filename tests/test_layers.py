@@ -90,7 +90,8 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
     },
     "run_page": {"config", "files", "page"},
-    "bench": BASICS | {"data", "evaluate", "inference_fast", "metrics", "model", "saving", "settings_views"},
+    "bench": BASICS
+    | {"data", "evaluate", "floors", "inference_fast", "metrics", "model", "saving", "settings_views"},
     "cli": {"config", "settings", "model"},
     "evaluate": EVERYTHING
     - {"cli", "run", "train", "plan", "preflight", "inference", "inference_fast", "parity", "weights"},

@@ -2,9 +2,9 @@
 
 Source: LVSM and Less3Depend, inference.py, dataset_scene.py and metric_utils.py: PNG files, Pillow's LANCZOS, float32, read
 by the process that computes; scikit-image's SSIM and the `lpips` package image by image; a file for each scene. The scene
-is encoded once, as they do. Unlike them metrics run in float32, and so does the model here.
+is encoded once, as they do. Unlike them metrics run in float32, and so does the model here, and floors can be scored too.
 
-Public: score_scenes.
+Public: Scores, score_scenes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from ..floors import Shown, floor_images
 from ..geometry.camera import Cameras, Views
 from ..geometry.frames import normalize_cameras
 from ..model.base import ViewSynthesizer
@@ -30,14 +31,21 @@ Scores = dict[str, list[float]]
 
 @torch.no_grad()
 def score_scenes(
-    model: ViewSynthesizer, network: lpips.LPIPS, png: Path, index: dict[str, dict], output: Path
-) -> dict[str, Scores]:
-    """Scores of each scene of an evaluation index; writes `<output>/<scene>.json`.
+    model: ViewSynthesizer,
+    network: lpips.LPIPS,
+    png: Path,
+    index: dict[str, dict],
+    output: Path,
+    *,
+    floors: bool,
+) -> dict[str, dict[str, Scores]]:
+    """Scene of an evaluation index -> method -> scores; writes `<output>/<scene>.json`.
 
     Args:
         network: LPIPS.
         png: folder of `published_data.convert_to_png`.
         index: scene -> {"context": frames, "target": frames}
+        floors: also score what anybody gets from the inputs.
     """
     results = {}
     for scene, entry in index.items():
@@ -45,12 +53,17 @@ def score_scenes(
         frames = [*entry["context"], *entry["target"]]
         images, intrinsics = load_sample(metadata, frames, SIZE, PATCH)
         poses = _poses(metadata, frames)
-        views = [
+        input, target = (
             Views(images[None, part], Cameras(poses[None, part], intrinsics[None, part], SIZE, SIZE))
             for part in (slice(count), slice(count, None))
-        ]
-        render = model(*views).render[0].float()
-        results[scene] = _score(network, render, images[count:])
+        )
+        shown = {"render": Shown.each(model(input, target).render)}
+        if floors:
+            shown |= floor_images(input, target.cameras)
+        results[scene] = {
+            method: _score(network, image.images[0, image.column[0]], target.image[0])
+            for method, image in shown.items()
+        }
         (output / f"{scene}.json").write_text(json.dumps(results[scene], indent=4))
     return results
 
