@@ -57,12 +57,27 @@ def test_conversion_is_compared_with_png_files(chunks, tmp_path, monkeypatch):
     assert not any(row.reached for row in conversion.measure(Place(chunks, tmp_path / "b", rounds=1)))
 
 
+@pytest.mark.slow
 def test_scoring_is_compared_with_the_published_way(chunks, tmp_path, monkeypatch):
-    rows = scoring.measure(Place(chunks, tmp_path / "a", rounds=1))
+    monkeypatch.setattr(scoring, "TARGETS", 1)
+    rows = scoring.measure(Place(chunks, tmp_path, rounds=1))
     assert all(row.equal.startswith("PSNR within") for row in rows)
-    monkeypatch.setattr(scoring, "CLOSE", dict.fromkeys(scoring.CLOSE, -1))  # nothing is as close as that
-    (tmp_path / "b").mkdir()
-    assert not any(row.equal for row in scoring.measure(Place(chunks, tmp_path / "b", rounds=1)))
+
+
+@pytest.mark.parametrize("method", ["render", "mean_colour"])
+@pytest.mark.parametrize("metric, least", [("psnr", 1e-3), ("ssim", 1e-5), ("lpips", 1e-5)])
+def test_scores_that_differ_are_noticed(method, metric, least):
+    def verdict(off: float) -> str:
+        scores = {
+            name: {m: [0.5, 0.7] for m in ("psnr", "ssim", "lpips")} for name in ("render", "mean_colour")
+        }
+        scores[method][metric] = [0.5 + off, 0.7 + off]
+        means = dict.fromkeys(("psnr", "ssim", "lpips"), 0.6)
+        scene = {"scene": "a", "per_view": {m: [0.5, 0.7] for m in means}, "floors": {"mean_colour": means}}
+        return scoring._verdict({"a": scores}, {"scenes": [scene]})
+
+    assert verdict(0.9 * least) and not verdict(1.1 * least)
+    assert not scoring._verdict({}, {"scenes": [{"scene": "a"}]})
 
 
 def test_memory_counts_what_is_held():

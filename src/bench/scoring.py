@@ -60,7 +60,7 @@ def measure(place: Place) -> list[Row]:
     convert(Options(place.chunks, place.work / "ours"), num_processes=1, chunk_size=1)
     model = build_section(MODEL)
     return [
-        _row("`inference_fast`, `floors: false`", place, model, scenes=2, floors=False),
+        _row("`inference_fast`, `floors: false`", place, model, scenes=3, floors=False),
         _row("`inference_fast`", place, model, scenes=1, floors=True),
     ]
 
@@ -78,7 +78,7 @@ def _index(png: Path, scenes: int) -> dict[str, dict]:
 
 def _session(work: Path, model: ViewSynthesizer, index: dict[str, dict], floors: bool) -> Session:
     """As `src.inference_fast` opens it, in one process."""
-    scores = work / f"scores-{len(index)}"
+    scores = work / ("floors" if floors else "renders")
     scores.mkdir()
     (scores / "index.json").write_text(json.dumps(index))
     inference = Inference(
