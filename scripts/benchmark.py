@@ -21,7 +21,7 @@ import cv2
 import torch
 from tqdm import tqdm
 
-from src.bench import conversion, host_memory, loading, many_scenes, scoring
+from src.bench import conversion, host_memory, loading, many_scenes, rendering, scoring, training_step
 from src.bench.measure import machine
 from src.bench.pictures import write_chunks
 from src.bench.ratio import Place, Row, table
@@ -34,6 +34,8 @@ SUBJECTS: dict[str, Callable[[Place], list[Row]]] = {
     "scoring": scoring.measure,
     "many_scenes": many_scenes.measure,
     "host_memory": host_memory.measure,
+    "training_step": training_step.measure,
+    "rendering": rendering.measure,
 }
 
 
