@@ -59,7 +59,8 @@ ALLOWED: dict[str, set[str]] = {
     "camera_check": {"files", "data", "visualize"},
     "tiny_vae": {"data", "model"},
     "pre_encode": {"config", "settings", "runtime", "data", "model", "checkpoint", "vae_files"},
-    "metrics": BASICS,
+    "winograd": set(),
+    "metrics": BASICS | {"winograd"},
     "loss": BASICS | {"metrics"},
     "stopping": set(),
     "parallel": {"runtime", "model"},
@@ -99,7 +100,8 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
     },
     "run_page": {"config", "files", "page"},
-    "bench": {"config", "data", "files", "geometry", "model", "saving", "settings", "settings_views"},
+    "bench": BASICS
+    | {"data", "evaluate", "floors", "inference_fast", "metrics", "model", "saving", "settings_views"},
     "cli": {"config", "settings", "model"},
     "evaluate": EVERYTHING
     - {"cli", "run", "train", "plan", "preflight", "inference", "inference_fast", "parity", "weights"},
