@@ -21,6 +21,7 @@ from .data.loader import ContextCounts
 from .gpus import GPUS, Gpu
 from .model import family_config
 from .preflight import Preflight, check_space, inspect
+from .scaling import talk
 from .settings import RunConfig, load_parts
 
 GIB, TERA = 2**30, 1e12
@@ -126,6 +127,11 @@ class Plan:
             f"  memory      {memory.total / GIB:.3g} GiB a process: weights {memory.weights / GIB:.3g}, gradients "
             f"{memory.gradients / GIB:.3g}, optimiser {memory.optimizer / GIB:.3g}, networks of the loss "
             f"{memory.loss_network / GIB:.3g}, {gathered}activations at the worst moment {memory.activations / GIB:.3g}",
+            *(
+                [f"  talk        {talk(training, 4 * self.trained, self.processes)}"]
+                if self.processes > 1
+                else []
+            ),
             f"  checkpoints {self.space}",
             f"  schedule    {training.train_steps:,} steps at {utilisation:.0%} of the peak on {self.processes} GPUs; "
             "loaders must give each process so many images a second:",

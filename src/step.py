@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from easydict import EasyDict
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from .data.batch import split_views, to_device
 from .optim import clip_or_skip, learning_rate
@@ -87,21 +88,26 @@ def train_step(
     terms: dict[str, Tensor] = {}
 
     def forward(batch: EasyDict) -> Tensor:
-        """The part of the scaled loss that this batch is; adds to `terms`."""
+        """The part of the scaled loss that this batch is; adds to `terms`. Labels are for `--profile`."""
         input, target = split_views(to_device(batch, runtime.device), batch.num_input)
-        with autocast(runtime.device, training):
+        with record_function("forward"), autocast(runtime.device, training):
             result = network(input, target)
-        losses = model.objective(_float32(result), target, image_loss)
+        with record_function("objective"):
+            losses = model.objective(_float32(result), target, image_loss)
         for name, value in losses.items():
             terms[name] = terms.get(name, 0.0) + value.detach().float() / len(micro_batches)
         return scaler.scale(losses["loss"] / len(micro_batches))
+
+    def backward(loss: Tensor) -> None:
+        with record_function("backward"):
+            loss.backward()
 
     settle(network)
     problem = ""
     try:
         with unsynced(network):
             for batch in micro_batches[:-1]:
-                forward(batch).backward()
+                backward(forward(batch))
             loss = forward(micro_batches[-1])
     except Exception as error:
         problem = told(error, micro_batches, ends=is_sharded(network))
@@ -110,7 +116,7 @@ def train_step(
         return StepResult.failed(problem, lr)
     try:
         sync_next_backward(network)
-        loss.backward()
+        backward(loss)
     except Exception as error:
         problem = told(error, micro_batches, ends=runtime.world > 1)
         optimizer.zero_grad(set_to_none=True)
@@ -120,7 +126,10 @@ def train_step(
     parameters = [p for p in model.parameters() if p.requires_grad]
     norms = _gradient_norms(model) if training.log_grad_norm_details else {}
     broken = largest_over_ranks((~torch.isfinite(terms["loss"])).int(), runtime)
-    outcome = clip_or_skip(parameters, optimizer, broken == 0, training, clip=step >= training.clip_from_step)
+    with record_function("optimiser"):
+        outcome = clip_or_skip(
+            parameters, optimizer, broken == 0, training, clip=step >= training.clip_from_step
+        )
     # Gradients that overflow in fp16 are how the scaler finds its scale; below 1 there is nothing left to find.
     overflow = not outcome.finite and scaler.get_scale() > 1 and not bool(broken)
     scaler.update()

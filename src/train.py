@@ -1,6 +1,6 @@
 """Train a model of any family.
 
-    python -m src.train --config config/uplvsm_x224.yaml [key=value ...] [--print-config | --dry-run]
+    python -m src.train --config config/uplvsm_x224.yaml [key=value ...] [--print-config | --dry-run | --profile]
     torchrun --nproc_per_node 8 -m src.train --config ...
 
 A run lives in `training.checkpoint_dir`: checkpoints, `config.yaml`, `log.jsonl`, `tensorboard/`, `iter_<step>/`. Started
@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 from easydict import EasyDict
+from torch.profiler import record_function
 
 from . import plan
 from .activations import keep_activations
@@ -46,6 +47,7 @@ from .evaluate import evaluate
 from .files import write_text
 from .model.base import ViewSynthesizer
 from .optim import learning_rate
+from .profiling import profiling
 from .run import Run, finish_saving, open_run, save
 from .runtime import (
     Runtime,
@@ -80,6 +82,11 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> int:
     parser = config_parser("Train a model of any family.")
     plan.add_arguments(parser)
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="record a few steps for ui.perfetto.dev in the run folder's profile/, and go on",
+    )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.dry_run:
         return plan.plan(arguments)
@@ -90,7 +97,7 @@ def _run(argv: list[str] | None) -> int:
     setup_logging(runtime.is_main)
     set_precision(config.training)
     try:
-        status = train(config, runtime)
+        status = train(config, runtime, profile=arguments.profile)
     except KeyboardInterrupt:
         log.warning("Interrupted. Checkpoints that were written are kept.")
         return 128 + signal.SIGINT
@@ -103,8 +110,8 @@ def _run(argv: list[str] | None) -> int:
 # ----------------------------------------------------------------------------------------------- the loop
 
 
-def train(config: RunConfig, runtime: Runtime) -> int:
-    """Train until `train_steps`, a request to stop or too many bad steps; the exit status."""
+def train(config: RunConfig, runtime: Runtime, *, profile: bool = False) -> int:
+    """Train until `train_steps`, a request to stop or too many bad steps; the exit status. profile: see profiling.py."""
     request = StopRequest(config.training.time_limit)  # its time runs from here
     run, training = open_run(config, runtime), config.training
     progress = run.progress
@@ -121,10 +128,18 @@ def train(config: RunConfig, runtime: Runtime) -> int:
     keep_activations(run.model, training, fitting_activations(run, loader))
     announce(run, loader)
     meter, first_step, saved_step = Meter(), progress.step, progress.step
-    with request, run.saver, closing(loader), Tracker(run.folder, config, runtime, first_step) as tracker:
+    steps = training.train_steps - first_step
+    with (
+        request,
+        run.saver,
+        closing(loader),
+        Tracker(run.folder, config, runtime, first_step) as tracker,
+        profiling(profile, run.folder / "profile", runtime, steps) as end_of_step,
+    ):
         while progress.step < training.train_steps:
             begin = time.perf_counter()
-            micro_batches, problem = draw(loader, training.grad_accum_steps, request)
+            with record_function("data wait"):
+                micro_batches, problem = draw(loader, training.grad_accum_steps, request)
             status, failed = agree([request.status, bool(problem)], runtime)
             if status:
                 return end_early(run, status, saved_step)
@@ -149,6 +164,7 @@ def train(config: RunConfig, runtime: Runtime) -> int:
                 status = score(run, tracker, request)
                 if status:
                     return end_early(run, status, saved_step)
+            end_of_step()
         finish_saving(run)
     log.info("Finished %d steps. %s", progress.step, _loader_report(loader))
     return 0

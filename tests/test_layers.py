@@ -79,6 +79,8 @@ ALLOWED: dict[str, set[str]] = {
     "fid": {"config", "output_folders", "torch_files"},
     "met3r": BASICS | {"checkpoint", "data", "metrics", "model", "output_folders", "visualize"},
     "comparison": BASICS | {"data", "metrics", "output_folders", "visualize"},
+    "profiling": {"files", "runtime"},
+    "scaling": {"cost", "gpus", "settings"},
     "activations": {"settings", "model"},
     "cost": {"activations", "settings", "geometry", "model", "loss", "memory"},
     "memory": {"runtime"},
@@ -100,8 +102,8 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
     },
     "run_page": {"config", "files", "page"},
-    "bench": BASICS
-    | {"data", "evaluate", "floors", "inference_fast", "metrics", "model", "saving", "settings_views"},
+    "bench": EVERYTHING
+    - {"cli", "train", "plan", "preflight", "inference", "parity", "weights", "soak"},
     "cli": {"config", "settings", "model"},
     "evaluate": EVERYTHING
     - {"cli", "run", "train", "plan", "preflight", "inference", "inference_fast", "parity", "weights"},

@@ -123,5 +123,6 @@ def counted(section: dict, num_inputs: int, size: int, *, skips: bool = True) ->
 
 def machine(device: torch.device) -> str:
     """For the heading of a table."""
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return f"{device.type}{threads}, torch {torch.__version__}"
+    if device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{torch.get_device_module(device).get_device_name(device)}, torch {torch.__version__}"
