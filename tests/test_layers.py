@@ -102,8 +102,7 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
     },
     "run_page": {"config", "files", "page"},
-    "bench": EVERYTHING
-    - {"cli", "train", "plan", "preflight", "inference", "parity", "weights", "soak"},
+    "bench": EVERYTHING - {"cli", "train", "plan", "preflight", "inference", "parity", "weights", "soak"},
     "cli": {"config", "settings", "model"},
     "evaluate": EVERYTHING
     - {"cli", "run", "train", "plan", "preflight", "inference", "inference_fast", "parity", "weights"},
