@@ -21,7 +21,16 @@ import cv2
 import torch
 from tqdm import tqdm
 
-from src.bench import conversion, host_memory, loading, many_scenes, remote, rendering, training_step
+from src.bench import (
+    conversion,
+    host_memory,
+    loading,
+    many_scenes,
+    remote,
+    rendering,
+    scoring,
+    training_step,
+)
 from src.bench.measure import machine
 from src.bench.pictures import write_chunks
 from src.bench.ratio import Place, Row, table
@@ -31,6 +40,7 @@ from src.files import write_text
 SUBJECTS: dict[str, Callable[[Place], list[Row]]] = {
     "conversion": conversion.measure,
     "loading": loading.measure,
+    "scoring": scoring.measure,
     "many_scenes": many_scenes.measure,
     "remote": remote.measure,
     "host_memory": host_memory.measure,

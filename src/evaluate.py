@@ -27,9 +27,9 @@ from tqdm import tqdm
 from .config import ConfigError
 from .data.batch import split_views, to_device
 from .files import read_json
-from .floors import FLOORS, floor_images
+from .floors import FLOORS, Shown, floor_images
 from .geometry.camera import Cameras, Views
-from .metrics import build_metrics
+from .metrics import build_metrics, compare
 from .model.base import ViewSynthesizer
 from .runtime import Runtime, agree, all_gather_objects, autocast, exact_float32
 from .settings import RunConfig, config_digest
@@ -140,11 +140,12 @@ def _score_batch(
         images = _render(model, input, target, config)
         terms = model.held_out_terms(input, target)
     known = torch.ones(len(input.image), dtype=torch.bool)
+    shown = {method: Shown.each(image) for method, image in images.items()}
     with exact_float32():
-        if metrics:
+        if metrics and config.inference.floors:
             plane, known = _plane_depth(batch, depths, runtime.device)
-            images |= floor_images(input, target.cameras, plane)
-        scored = {method: _score(metrics, image, target.image) for method, image in images.items()}
+            shown |= floor_images(input, target.cameras, plane)
+        scored = _score(metrics, shown, target.image)
     frames = batch.index[..., 0].gather(1, batch.target_idx).tolist()
     context = batch.index[:, : batch.num_input, 0].tolist()
     for i, name in enumerate(batch.scene_name):
@@ -200,12 +201,24 @@ def _sample(views: Views, i: int) -> Views:
     )
 
 
-def _score(metrics: Metrics, image: Tensor, truth: Tensor) -> dict[str, list[list[float]]]:
-    """Metric -> value of each view of each sample [b][v], in float32."""
-    pair = image.float().flatten(0, 1), truth.float().flatten(0, 1)  # each [b * v, 3, h, w]
-    return {
-        name: metric(*pair).double().reshape(truth.shape[:2]).tolist() for name, metric in metrics.items()
-    }
+def _score(
+    metrics: Metrics, shown: dict[str, Shown], truth: Tensor
+) -> dict[str, dict[str, list[list[float]]]]:
+    """Method -> metric -> value of each view of each sample [b][v], in float32. Samples do not see each other."""
+    num_views = truth.shape[1]
+    scored = {method: {metric: [] for metric in metrics} for method in shown}
+    for i, targets in enumerate(truth):
+        images = torch.cat([targets, *(s.images[i] for s in shown.values())]).float()
+        first, places = num_views, []
+        for images_of, column in shown.values():
+            places.append([first + place for place in column[i].tolist()])
+            first += images_of.shape[1]
+        pairs = [(place[view], view) for view in range(num_views) for place in places]
+        for name, metric in metrics.items():
+            values = compare(metric, images, pairs).double().reshape(num_views, -1).T.tolist()
+            for method, of_views in zip(shown, values):
+                scored[method][name].append(of_views)
+    return scored
 
 
 def _plane_depth(

@@ -2,10 +2,12 @@
 
 A model must beat the first three; the plane warp knows one number of the scene's geometry and is the mark to aim at.
 
-Public: FLOORS, floor_images, nearest_input, plane_warp.
+Public: FLOORS, Shown, floor_images, nearest_input, plane_warp.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,25 +27,39 @@ SAME_DISTANCE = 1e-4
 """Centres whose distances differ by less than this share of the largest count as equally near."""
 
 
-def floor_images(input: Views, target: Cameras, plane_depth: Tensor | None = None) -> dict[str, Tensor]:
-    """The floors of every target view. Each [b, v_t, 3, h, w] in [0, 1], keys as in FLOORS.
+class Shown(NamedTuple):
+    """What stands for each target view: images[column], so that one image may stand for many.
+
+    images: [b, k, 3, h, w]; column: [b, v_t]
+    """
+
+    images: Tensor
+    column: Tensor
+
+    @classmethod
+    def each(cls, images: Tensor) -> Shown:
+        """An image of its own for every target. [b, v_t, 3, h, w]"""
+        return cls(images, torch.arange(images.shape[1]).expand(images.shape[:2]))
+
+
+def floor_images(input: Views, target: Cameras, plane_depth: Tensor | None = None) -> dict[str, Shown]:
+    """The floors of every target view, in [0, 1], keys as in FLOORS.
 
     Args:
         input: context views.
         target: cameras of the targets, in the frame of the input cameras.
         plane_depth: median depth of each scene, in the units of these cameras; none: no plane warp. [b]
     """
-    shape = (-1, target.num_views, -1, -1, -1)
     nearest = nearest_input(input.cameras, target)
+    only = torch.zeros_like(nearest)
+    colour = input.image.mean(dim=(1, 3, 4), keepdim=True)
     images = {
-        "nearest_input": _pick(input.image, nearest),
-        "mean_of_inputs": input.image.mean(dim=1, keepdim=True).expand(shape),
-        "mean_colour": input.image.mean(dim=(1, 3, 4), keepdim=True).expand(
-            *shape[:3], target.height, target.width
-        ),
+        "nearest_input": Shown(input.image, nearest),
+        "mean_of_inputs": Shown(input.image.mean(dim=1, keepdim=True), only),
+        "mean_colour": Shown(colour.expand(-1, -1, -1, target.height, target.width), only),
     }
     if plane_depth is not None:
-        images["plane_warp"] = plane_warp(input, target, plane_depth, nearest)
+        images["plane_warp"] = Shown.each(plane_warp(input, target, plane_depth, nearest))
     return images
 
 

@@ -3,14 +3,15 @@
 All take images [n, 3, h, w] in [0, 1] and return one value per image [n]. `METRICS` lists them; sums over scenes and
 ranks are the evaluation's business.
 
-Public: psnr, ssim, Lpips, load_lpips, METRICS, build_metrics, PSNR_CAP.
+Public: psnr, ssim, Lpips, load_lpips, compare, METRICS, build_metrics, PSNR_CAP.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,14 @@ from torch import Tensor, nn
 from .config import ConfigError
 from .geometry.camera import full_precision
 from .runtime import exact_float32
+from .winograd import with_winograd
 
 if TYPE_CHECKING:
     from .settings import Pretrained
 
 Metric = Callable[[Tensor, Tensor], Tensor]
+Pair = tuple[int, int]
+"""Places of a prediction and its target among some images."""
 
 PSNR_CAP = 100.0
 """PSNR of identical images, dB: a finite value keeps means and JSON files usable."""
@@ -86,7 +90,10 @@ def _window(x: Tensor) -> Tensor:
     weights = (weights / weights.sum()).tolist()
     for dim in (2, 3):
         length = x.shape[dim] - 2 * _RADIUS
-        x = sum(w * x.narrow(dim, i, length) for i, w in enumerate(weights))
+        mean = weights[0] * x.narrow(dim, 0, length)
+        for i, weight in enumerate(weights[1:], start=1):
+            mean.add_(x.narrow(dim, i, length), alpha=weight)
+        x = mean
     return x
 
 
@@ -125,9 +132,48 @@ class Lpips(nn.Module):
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Distance of each pair of images in [0, 1], computed in float32. [n, 3, h, w] -> [n]"""
         _check("lpips", pred, target, smallest=16)  # four poolings
+        if not torch.is_grad_enabled() or not (pred.requires_grad or target.requires_grad):
+            return self.compare(torch.cat([pred, target]), [(i, len(pred) + i) for i in range(len(pred))])
         groups = zip(pred.float().split(_GROUP), target.float().split(_GROUP))
         with full_precision(pred.device), exact_float32():
             return torch.cat([self.network(a, b, normalize=True).flatten() for a, b in groups])
+
+    @torch.no_grad()
+    def compare(self, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+        """As `forward`, of pairs among images; what the network sees in an image is kept from its first pair to its last.
+
+        [n, 3, h, w] -> [len(pairs)]
+        """
+        last = {place: number for number, pair in enumerate(pairs) for place in pair}
+        seen: dict[int, tuple[Tensor, ...]] = {}
+        distances = []
+        with full_precision(images.device), exact_float32():
+            for number, pair in enumerate(pairs):
+                new = [place for place in dict.fromkeys(pair) if place not in seen]
+                if new:
+                    seen |= zip(new, self._see(images[new].float()))
+                distances.append(self._distance(*(seen[place] for place in pair)))
+                seen = {place: maps for place, maps in seen.items() if last[place] > number}
+        return torch.cat(distances)
+
+    def _see(self, images: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """For each image its features after each stage, of length 1 at each pixel: [1, c, h', w']. [n, 3, h, w] in [0, 1]"""
+        x, maps = self.network.scaling_layer(2 * images - 1), []
+        for stage in self._stages:
+            x = stage(x)
+            maps.append((x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)).split(1))
+        return zip(*maps)
+
+    def _distance(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Tensor:
+        heads = zip(self.network.lins, first, second)
+        return sum(head((a - b).square_()).mean(dim=(1, 2, 3)) for head, a, b in heads)
+
+    @cached_property
+    def _stages(self) -> list[nn.Module]:
+        """The trunk in the five parts after which images are compared; on processors with fewer multiplications."""
+        trunk = self.network.net
+        fast = next(trunk.parameters()).device.type == "cpu"
+        return list((with_winograd(trunk) if fast else trunk).children())
 
 
 def load_lpips(vgg16_path: str, device: torch.device) -> Lpips:
@@ -177,6 +223,15 @@ def _random_trunk() -> dict[str, Tensor]:
 
 
 # ----------------------------------------------------------------------------------------------- table
+
+
+def compare(metric: Metric, images: Tensor, pairs: Sequence[Pair]) -> Tensor:
+    """A metric of many pairs among few images. [n, 3, h, w] -> [len(pairs)]"""
+    if isinstance(metric, Lpips):
+        return metric.compare(images, pairs)
+    predictions, targets = zip(*pairs)
+    return metric(images[list(predictions)], images[list(targets)])
+
 
 METRICS: dict[str, Callable[[Pretrained, torch.device], Metric]] = {
     "psnr": lambda pretrained, device: psnr,

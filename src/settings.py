@@ -52,6 +52,7 @@ class Inference(ViewChoice):
     checkpoint: str = key("weights to load; empty: training.checkpoint_dir", "")
     metrics: list = key("scores to compute: psnr, ssim, lpips", ["psnr", "ssim", "lpips"])
     compute_metrics: bool = key("score the renders", True)
+    floors: bool = key("score too what anybody gets from the inputs without a model", True)
     render_images: bool = key("write input and truth-beside-render pictures", True)
     save_targets: bool = key("write every input, target and render as a PNG of its own", False)
     render_scene_view: bool = key("write a picture of the cameras and the video's path", False)

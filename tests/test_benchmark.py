@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts import benchmark
-from src.bench import conversion, loading
+from src.bench import conversion, loading, scoring
 from src.bench.host_memory import held_bytes
 from src.bench.pictures import write_chunks
 from src.bench.ratio import Place, Row, Turns, table
@@ -55,6 +55,29 @@ def test_conversion_is_compared_with_png_files(chunks, tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "MOST_BYTES", 1.0)
     (tmp_path / "b").mkdir()
     assert not any(row.reached for row in conversion.measure(Place(chunks, tmp_path / "b", rounds=1)))
+
+
+@pytest.mark.slow
+def test_scoring_is_compared_with_the_published_way(chunks, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "TARGETS", 1)
+    rows = scoring.measure(Place(chunks, tmp_path, rounds=1))
+    assert all(row.equal.startswith("PSNR within") for row in rows)
+
+
+@pytest.mark.parametrize("method", ["render", "mean_colour"])
+@pytest.mark.parametrize("metric, least", [("psnr", 1e-3), ("ssim", 1e-5), ("lpips", 1e-5)])
+def test_scores_that_differ_are_noticed(method, metric, least):
+    def verdict(off: float) -> str:
+        scores = {
+            name: {m: [0.5, 0.7] for m in ("psnr", "ssim", "lpips")} for name in ("render", "mean_colour")
+        }
+        scores[method][metric] = [0.5 + off, 0.7 + off]
+        means = dict.fromkeys(("psnr", "ssim", "lpips"), 0.6)
+        scene = {"scene": "a", "per_view": {m: [0.5, 0.7] for m in means}, "floors": {"mean_colour": means}}
+        return scoring._verdict({"a": scores}, {"scenes": [scene]})
+
+    assert verdict(0.9 * least) and not verdict(1.1 * least)
+    assert not scoring._verdict({}, {"scenes": [{"scene": "a"}]})
 
 
 def test_memory_counts_what_is_held():

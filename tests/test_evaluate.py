@@ -192,6 +192,13 @@ def test_floors_of_flat_pictures_are_what_a_pencil_says() -> None:
     assert "plane_warp" not in floors
 
 
+def test_floors_are_scored_unless_they_are_switched_off() -> None:
+    batches = [make_batch(["a"], 0, [0.2, 0.7], [0.5, 0.3])]
+    with_floors, without = (score(offset(0.01), batches, floors=value) for value in (True, False))
+    assert set(with_floors["floors"]) == {"nearest_input", "mean_of_inputs", "mean_colour"}
+    assert without["floors"] == {} and without["render"] == with_floors["render"]
+
+
 def cameras(centres: list[list[float]], turn_rad: float = 0.0, size: int = SIZE) -> Cameras:
     c2w = torch.eye(4).repeat(1, len(centres), 1, 1)
     c2w[0, :, :3, 3] = torch.tensor(centres)
@@ -217,7 +224,7 @@ def test_the_mean_colour_is_the_mean_of_all_pixels_of_the_inputs() -> None:
     views = Views(image, cameras([[0, 0, 0], [1, 0, 0]]))
     floor = floor_images(views, cameras([[0, 0, 0]]))["mean_colour"]
     assert torch.allclose(
-        floor, image.mean(dim=(1, 3, 4))[:, None, :, None, None].expand(1, 1, 3, SIZE, SIZE)
+        floor.images, image.mean(dim=(1, 3, 4))[:, None, :, None, None].expand(1, 1, 3, SIZE, SIZE)
     )
 
 

@@ -59,7 +59,8 @@ ALLOWED: dict[str, set[str]] = {
     "camera_check": {"files", "data", "visualize"},
     "tiny_vae": {"data", "model"},
     "pre_encode": {"config", "settings", "runtime", "data", "model", "checkpoint", "vae_files"},
-    "metrics": BASICS,
+    "winograd": set(),
+    "metrics": BASICS | {"winograd"},
     "loss": BASICS | {"metrics"},
     "stopping": set(),
     "parallel": {"runtime", "model"},
@@ -101,8 +102,7 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
     },
     "run_page": {"config", "files", "page"},
-    "bench": EVERYTHING
-    - {"cli", "train", "plan", "preflight", "inference", "inference_fast", "parity", "weights", "soak"},
+    "bench": EVERYTHING - {"cli", "train", "plan", "preflight", "inference", "parity", "weights", "soak"},
     "cli": {"config", "settings", "model"},
     "evaluate": EVERYTHING
     - {"cli", "run", "train", "plan", "preflight", "inference", "inference_fast", "parity", "weights"},

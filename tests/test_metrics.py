@@ -14,7 +14,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from src.config import ConfigError
-from src.metrics import METRICS, PSNR_CAP, _random_trunk, build_metrics, load_lpips, psnr, ssim
+from src.metrics import METRICS, PSNR_CAP, _random_trunk, build_metrics, compare, load_lpips, psnr, ssim
 from src.settings import Inference, Pretrained
 
 CPU = torch.device("cpu")
@@ -112,6 +112,31 @@ def lpips_metric() -> torch.nn.Module:
 def test_lpips_equals_its_formula(lpips_metric: torch.nn.Module) -> None:
     pred, target = pair(3, 16, 24)
     torch.testing.assert_close(lpips_metric(pred, target), lpips_by_hand(pred, target), rtol=1e-5, atol=1e-7)
+
+
+def test_lpips_of_the_metric_is_that_of_the_package(lpips_metric: torch.nn.Module) -> None:
+    """The faster way of the metric and the one that has gradients, on sides that are no multiples of anything."""
+    pred, target = pair(2, 37, 51)
+    with_gradients = lpips_metric(pred.clone().requires_grad_(), target)
+    assert with_gradients.requires_grad
+    torch.testing.assert_close(lpips_metric(pred, target), with_gradients.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_pairs_among_images_are_scored_as_each_alone(lpips_metric: torch.nn.Module) -> None:
+    images = torch.cat(pair(2, 32, 24))
+    pairs = [(2, 0), (3, 0), (2, 1), (1, 1), (2, 0)]
+    for metric in (psnr, ssim, lpips_metric):
+        alone = torch.cat([metric(images[a : a + 1], images[b : b + 1]) for a, b in pairs])
+        torch.testing.assert_close(compare(metric, images, pairs), alone, rtol=1e-6, atol=1e-7)
+
+
+def test_each_image_is_looked_at_once(lpips_metric: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, see = [], type(lpips_metric)._see
+    monkeypatch.setattr(
+        type(lpips_metric), "_see", lambda self, images: seen.append(len(images)) or see(self, images)
+    )
+    lpips_metric.compare(torch.rand(5, 3, 16, 16), [(2, 0), (4, 0), (3, 1), (4, 1)])
+    assert sum(seen) == 5
 
 
 def test_lpips_of_identical_images_is_zero(lpips_metric: torch.nn.Module) -> None:

@@ -27,7 +27,7 @@ from .objects import ObjectScenes
 from .remote.folder import is_url
 from .remote.scenes import RemoteScene, RemoteScenes
 from .scene import FrameError, ListedScenes, Scene, SceneError, Scenes
-from .transforms import mirror, resize_and_crop
+from .transforms import in_planes, mirror, resize_and_crop
 from .view_reader import Resize, ViewReader
 from .view_sampler import Wanted, view_sampler
 from .view_settings import ViewSettings
@@ -225,7 +225,7 @@ class SceneDataset:
         latents = {"vae_latents": self.latents.read(scene.name, frames)} if self.latents else {}
         return {
             **latents,
-            "image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),  # [v, 3, h, w]
+            "image": torch.from_numpy(in_planes(images)),  # [v, 3, h, w]
             "c2w": normalized,
             "camera_scale": _length_ratio(normalized, poses),
             "fxfycxcy": torch.from_numpy(np.stack(intrinsics).astype(np.float32)),  # [v, 4]

@@ -8,6 +8,8 @@ Public: SceneError, FrameError, Scene, Scenes, ListedScenes, camera_problem.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -69,17 +71,26 @@ def camera_problem(fxfycxcy: np.ndarray, w2c: np.ndarray) -> str:
         fxfycxcy: intrinsics in any unit. [4]
         w2c: world to camera. [4, 4]
     """
-    if not (np.isfinite(fxfycxcy).all() and np.isfinite(w2c).all()):
+    # Plain numbers: NumPy's calls on arrays of this size take longer than all the rest, for each picture that is read.
+    intrinsics, rows = fxfycxcy.tolist(), w2c.tolist()
+    numbers = [*intrinsics, *(number for row in rows for number in row)]
+    if not all(map(math.isfinite, numbers)):
         return "camera is not finite"
-    if max(np.abs(fxfycxcy).max(), np.abs(w2c).max()) > LARGEST:
+    if max(map(abs, numbers)) > LARGEST:
         return f"camera has numbers beyond {LARGEST:g}"
-    if min(fxfycxcy[:2]) <= 0:
+    if min(intrinsics[:2]) <= 0:
         return "focal length is not positive"
-    if abs(np.linalg.det(w2c[:3, :3])) < 1e-6:
+    if abs(_determinant(rows)) < 1e-6:
         return "camera rotation is singular"
-    if np.abs(w2c[3] - [0, 0, 0, 1]).max() > 1e-6:
+    if any(abs(found - wanted) > 1e-6 for found, wanted in zip(rows[3], (0, 0, 0, 1))):
         return "last row of w2c is not 0 0 0 1"
     return ""
+
+
+def _determinant(rows: list[list[float]]) -> float:
+    """Of the first three columns of the first three rows."""
+    (a, b, c), (d, e, f), (g, h, i) = (row[:3] for row in rows[:3])
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
 class JsonScene:
@@ -87,7 +98,7 @@ class JsonScene:
 
     def __init__(self, path: Path, name: str) -> None:
         """Raises SceneError if the file is not scene metadata."""
-        self.path, self.name = path, name
+        self.path, self.name, self.folder = path, name, str(path.parent)
         try:
             content = read_json(path)
             self.frames, self.posed = content["frames"], content.get("posed") is not False
@@ -131,15 +142,15 @@ class JsonScene:
         except (KeyError, TypeError, ValueError) as error:
             raise SceneError(f"{self.path}: a frame has no camera ({error})") from error
 
-    def _locate(self, image_path: str) -> Path:
+    def _locate(self, image_path: str) -> str:
         """Paths are relative to the metadata file; the published tool writes them relative to its working folder."""
-        return _nearest_to(self.path.parent, image_path)
+        return _nearest_to(self.folder, image_path)
 
 
-def _nearest_to(folder: Path, path: str) -> Path:
+def _nearest_to(folder: str, path: str) -> str:
     """`path` relative to `folder` (or absolute); relative to the working folder if it only exists there."""
-    beside = folder / path
-    return Path(path) if not beside.exists() and Path(path).exists() else beside
+    beside = os.path.join(folder, path)
+    return path if not os.path.exists(beside) and os.path.exists(path) else beside
 
 
 class ListedScenes:
@@ -174,4 +185,4 @@ class ListedScenes:
 
     def metadata_path(self, position: int) -> Path:
         """The file of a scene."""
-        return _nearest_to(self.path.parent, self.lines[position])
+        return Path(_nearest_to(str(self.path.parent), self.lines[position]))

@@ -14,7 +14,15 @@ import numpy as np
 from .fast_pictures import decode_fast, resize_fast
 from .overlap import fields_of_view_deg
 from .scene import FrameError, Scene, SceneError
-from .transforms import cover_and_crop, crop_middle, decode_pixels, invert_pose, over_white, resize_and_crop
+from .transforms import (
+    cover_and_crop,
+    crop_middle,
+    decode_picture,
+    decode_pixels,
+    invert_pose,
+    over_white,
+    resize_and_crop,
+)
 from .view_settings import ViewSettings
 
 Resize = Callable[[np.ndarray, np.ndarray, int, int, bool], tuple[np.ndarray, np.ndarray]]
@@ -47,7 +55,8 @@ class ViewReader:
         expected_shape: tuple[int, int] | None = None,
     ) -> None:
         self.settings, self.resize, self.expected_shape = settings, resize, expected_shape
-        self.decode, self.cover = decode_pixels, cover_and_crop
+        self.decode = decode_picture if resize is resize_and_crop else decode_pixels
+        self.cover = cover_and_crop
         if settings.fast_decode:
             self.decode, self.cover = decode_fast, partial(cover_and_crop, part=resize_fast)
             self.resize = partial(resize, part=resize_fast)
@@ -77,7 +86,7 @@ class ViewReader:
             self._check_field_of_view(scene, height, width)
         s = self.settings
         if zoom > 1:
-            image, fxfycxcy = crop_middle(image, fxfycxcy, zoom)
+            image, fxfycxcy = crop_middle(np.asarray(image), fxfycxcy, zoom)
         if s.image_shape:
             height, width = s.image_shape
             small = image.shape[0] < height or image.shape[1] < width

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 DEATHS = 2
 """After so many dead processes a key is given up."""
 
+DYING_S = 0.5
+"""A process that was killed closes its connections a moment before it counts as dead."""
+
 PARENT_POLL_S = 0.5
 """How often a loader process looks whether the run still lives."""
 
@@ -109,7 +112,11 @@ class ReadAhead:
                     continue
                 raise
             except Exception as error:
-                if isinstance(error, RuntimeError) and self._bury():
+                if isinstance(error, EOFError | ConnectionError):
+                    time.sleep(
+                        DYING_S
+                    )  # between announcing an item and handing it over a process died, or still dies
+                if isinstance(error, RuntimeError | EOFError | ConnectionError) and self._bury():
                     continue
                 if self._tasks:
                     self._tasks.popleft()  # its reading failed; the next call goes on with the one after it

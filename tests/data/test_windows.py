@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from fractions import Fraction
 
@@ -9,7 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.transforms import cover_and_crop, over_white, resize_and_crop, resized_size
+from src.data.transforms import (
+    PillowPicture,
+    cover_and_crop,
+    decode_picture,
+    decode_pixels,
+    in_planes,
+    over_white,
+    resize_and_crop,
+    resized_size,
+)
 from src.data.windows import exact_span, resize_window
 
 COMMON = [(640, 360), (1280, 720), (1920, 1080), (960, 540), (540, 960), (512, 512), (270, 480), (656, 352)]
@@ -76,6 +86,46 @@ def test_covering_pictures_are_those_of_the_plain_way(channels):
         left, top = (size[0] - 256) // 2, (size[1] - 144) // 2
         expected = plain(image, size, (left, top, left + 256, top + 144))
         np.testing.assert_array_equal(ours, over_white(expected))
+
+
+@pytest.mark.parametrize("sampling", [0, 1, 2], ids=["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_pictures_that_stay_with_pillow_are_those_of_arrays(mode, sampling):
+    for width, height in [(640, 360), (361, 203), (64, 36)]:
+        buffer = io.BytesIO()
+        picture = Image.fromarray(noise(width, height)).convert(mode)
+        picture.save(buffer, format="JPEG", subsampling=sampling)
+        kept, array = decode_picture(buffer.getvalue()), decode_pixels(buffer.getvalue())
+        assert isinstance(kept, PillowPicture) == (mode == "RGB")
+        assert kept.shape == array.shape
+        np.testing.assert_array_equal(np.asarray(kept), array)
+        for square in (True, False):
+            ours, plainly = (resize_and_crop(p, np.ones(4), 56, 14, square)[0] for p in (kept, array))
+            np.testing.assert_array_equal(ours, plainly)
+            np.testing.assert_array_equal(
+                cover_and_crop(kept, np.ones(4), 28, 42)[0], cover_and_crop(array, np.ones(4), 28, 42)[0]
+            )
+
+
+def test_damaged_pictures_are_judged_as_by_decoding_to_an_array():
+    buffer = io.BytesIO()
+    Image.fromarray(noise(64, 36)).save(buffer, format="JPEG")
+    for data in (b"", buffer.getvalue()[:-200], buffer.getvalue()[:30]):
+        reasons = []
+        for decode in (decode_picture, decode_pixels):
+            with pytest.raises(ValueError) as caught:
+                decode(data)
+            reasons.append(str(caught.value))
+        assert reasons[0] == reasons[1] or "cannot be decoded" in reasons[0]
+
+
+def test_planes_hold_the_pictures_however_they_lie_in_memory():
+    image = noise(30, 20)
+    planar = np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0)
+    planes = in_planes([image, image[:, ::-1], planar, noise(40, 30)[5:25, 5:35]])
+    assert planes.shape == (4, 3, 20, 30)
+    for found, wanted in zip(planes, [image, image[:, ::-1], image, noise(40, 30)[5:25, 5:35]]):
+        np.testing.assert_array_equal(found.transpose(1, 2, 0), wanted)
 
 
 def test_spans_begin_and_end_on_the_grid_of_the_reduced_ratio():

@@ -26,7 +26,7 @@ def test_nothing_fails_as_it_is(golden):
 
 
 def test_white_before_resizing_shows(golden, monkeypatch):
-    monkeypatch.setattr(view_reader, "decode_pixels", transforms.decode_image)
+    monkeypatch.setattr(view_reader, "decode_picture", transforms.decode_image)
     assert failures(golden) == {"dataset0"}
 
 
