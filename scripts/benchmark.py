@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", action="append", choices=sorted(SUBJECTS), metavar="NAME", help="measure this alone"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     return parser
 
 

@@ -84,7 +84,7 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row.what} | {row.reference} | {row.ours} | {row.ratio:.1f} | {row.target:g} "
+        f"| {row.what} | {row.reference} | {row.ours} | {row.ratio:.3g} | {row.target:.3g} "
         f"| {'yes' if row.reached else 'no'} | {row.equal or 'NO'} |"
         for row in rows
     ]
