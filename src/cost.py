@@ -17,9 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .activations import PLANS, keep_activations
-from .geometry.camera import Cameras, Views
 from .loss import ImageLoss, build_image_loss
-from .memory import AutocastOnPaper, LiveMemory, autocast_on_paper
+from .memory import MARGIN, AutocastOnPaper, LiveMemory, autocast_on_paper, views_on_paper
 from .model import build_model
 from .settings import Pretrained, RunConfig
 
@@ -100,8 +99,8 @@ class StepOnPaper:
         shape = shape or tuple(training.image_shape) or 2 * (config.model.image_tokenizer.image_size,)
         with torch.device("meta"):
             self.model = build_model(config.model)
-            self.input = _views(samples, num_input or training.num_input_views, *shape)
-            self.target = _views(samples, training.num_target_views, *shape)
+            self.input = views_on_paper(samples, num_input or training.num_input_views, *shape)
+            self.target = views_on_paper(samples, training.num_target_views, *shape)
         self.model.train()
         parameters = list(self.model.parameters())
         self.trained = sum(p.numel() for p in parameters if p.requires_grad)
@@ -199,24 +198,12 @@ class StepOnPaper:
             return build_image_loss(self.config.training, unread, torch.device("meta"))
 
 
-MARGIN = 0.85
-"""Part of a device's free memory that a plan may take on paper: allocators leave gaps."""
-
-
 def fitting_plan(step: StepOnPaper, free: float, processes: int = 1) -> str:
     """The fastest plan for activations that leaves room in `free` bytes; where none does, the one that takes least."""
     for step.plan in PLANS:
         if step.memory(processes).total <= MARGIN * free:
             break
     return step.plan
-
-
-def _views(samples: int, num_views: int, height: int, width: int) -> Views:
-    cameras = Cameras(
-        torch.empty(samples, num_views, 4, 4), torch.empty(samples, num_views, 4), height, width
-    )
-    # Fixed draws: what a family leaves to chance is the same in every count. MV-LDM uses its whole context with them.
-    return Views(torch.empty(samples, num_views, 3, height, width), cameras, draws=[0] * samples)
 
 
 def _squared_error(pred: Tensor, target: Tensor) -> dict[str, Tensor]:

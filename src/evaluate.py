@@ -28,6 +28,7 @@ from .config import ConfigError
 from .data.batch import split_views, to_device
 from .files import read_json
 from .floors import FLOORS, Shown, floor_images
+from .frames_at_once import FramesAtOnce
 from .geometry.camera import Cameras, Views
 from .metrics import build_metrics, compare
 from .model.base import ViewSynthesizer
@@ -100,13 +101,14 @@ def evaluate(
         names = config.inference.metrics if config.inference.compute_metrics else []
         metrics = build_metrics(names, config.pretrained, runtime.device)
     depths = _read_depths(config.inference.median_depth_path)
+    at_once = FramesAtOnce(config, runtime.device)
     start, was_training, records = time.perf_counter(), model.training, []
     model.eval()
     try:
         with torch.no_grad():
             for batch in _progress(loader, runtime, request):
                 batch = to_device(batch, runtime.device)
-                for scene, scores in _score_batch(model, batch, config, runtime, metrics, depths):
+                for scene, scores in _score_batch(model, batch, config, runtime, metrics, depths, at_once):
                     records.append(_record(scene, scores))
                     if on_scene:
                         on_scene(scene)
@@ -133,11 +135,13 @@ def _score_batch(
     runtime: Runtime,
     metrics: Metrics,
     depths: dict[str, float] | None,
+    at_once: FramesAtOnce,
 ) -> Iterable[tuple[RenderedScene, Scores]]:
     """Render the targets of a batch and score them; yields its scenes one by one."""
     input, target = split_views(batch, batch.num_input)
     with autocast(runtime.device, config.training):
-        images = _render(model, input, target, config)
+        chunk = at_once(input, target.cameras.height, target.cameras.width)
+        images = _render(model, input, target, chunk, swapped=config.inference.swap_target_cameras)
         terms = model.held_out_terms(input, target)
     known = torch.ones(len(input.image), dtype=torch.bool)
     shown = {method: Shown.each(image) for method, image in images.items()}
@@ -168,13 +172,14 @@ def _score_batch(
         )
 
 
-def _render(model: ViewSynthesizer, input: Views, target: Views, config: RunConfig) -> dict[str, Tensor]:
+def _render(
+    model: ViewSynthesizer, input: Views, target: Views, chunk: int, *, swapped: bool
+) -> dict[str, Tensor]:
     """Renders of all targets; if asked for, also each with the camera of the next one. float32 [b, v_t, 3, h, w]"""
-    chunk = config.inference.chunk
     state = model.encode(input)
     cameras = _target_cameras(model, state, target, chunk)
     images = {RENDER: model.render(state, cameras, chunk).float()}
-    if config.inference.swap_target_cameras and cameras.num_views > 1:
+    if swapped and cameras.num_views > 1:
         order = torch.arange(1, cameras.num_views + 1, device=cameras.c2w.device) % cameras.num_views
         images[SWAPPED] = model.render(state, cameras.views(order), chunk).float()
     return images

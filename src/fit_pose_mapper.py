@@ -37,6 +37,7 @@ from .data.view_settings import ViewSettings
 from .explore.open_model import OpenedModel, mapper_beside, open_model
 from .explore.pose_mapper import PoseMapper, relative_poses
 from .files import write_text
+from .frames_at_once import FramesAtOnce
 from .geometry.camera import Cameras, Views
 from .geometry.rotation import encode_pose
 from .metrics import psnr
@@ -206,6 +207,7 @@ def _held_out(opened: OpenedModel, mapper: PoseMapper) -> dict[str, float]:
     """Errors on scenes that the fit has not seen, and PSNR of what is rendered from mapped and from estimated cameras."""
     loader = evaluation_loader(opened.config, opened.config.training.eval_dataset_path, rank=0, world=1)
     parts, scores = [], {"camera_controlled": [], "target_aware": []}
+    at_once = FramesAtOnce(opened.config, opened.runtime.device)
     for batch in tqdm(_single(loader), unit="scene", desc="held-out scenes"):
         examples, scene, target, estimated = _examples(opened, batch)
         parts.append(examples)
@@ -217,7 +219,7 @@ def _held_out(opened: OpenedModel, mapper: PoseMapper) -> dict[str, float]:
             ("target_aware", estimated),
         ):
             with torch.inference_mode(), autocast(opened.runtime.device, opened.config.training):
-                images = opened.model.render(scene, cameras, opened.config.inference.chunk)
+                images = opened.model.render(scene, cameras, at_once(target, cameras.height, cameras.width))
             scores[name].append(float(psnr(images.float()[0], target.image[0]).mean()))
     if not parts:
         raise ConfigError("no scene of the index could be read: see inference.view_idx_file_path.")

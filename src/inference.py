@@ -36,6 +36,7 @@ from torch import Tensor
 from .cli import guarded, read_config
 from .evaluate import RenderedScene, evaluate
 from .files import write_text
+from .frames_at_once import FramesAtOnce
 from .geometry.camera import Cameras
 from .inference_fast import Session, open_session, write_report
 from .page import write_page
@@ -90,6 +91,7 @@ class SceneWriter:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.settings = session.config.inference
+        self.at_once = FramesAtOnce(session.config, session.runtime.device)
 
     def __call__(self, scene: RenderedScene) -> None:
         folder = self.session.out_dir / folder_name(scene.position)
@@ -121,7 +123,7 @@ class SceneWriter:
                 return self.session.model.render(state, cameras)
 
         path = camera_path(keys, self.settings.render_video_config)
-        frames = video_frames(render, path, self.settings.chunk)
+        frames = video_frames(render, path, self.at_once(scene.input, path.height, path.width))
         if self.settings.save_frames:
             frames = _saving(frames, folder / "frames")
         write_videos(folder, frames, self.settings.render_video_config)

@@ -3,7 +3,7 @@
 `LiveMemory` sees every operation, forward and backward, and adds up the storages that are alive. `AutocastOnPaper` gives
 tensors on the meta device the types that autocast gives them on a CUDA device: there the dispatcher has no autocast.
 
-Public: LiveMemory, AutocastOnPaper, autocast_on_paper.
+Public: LiveMemory, AutocastOnPaper, autocast_on_paper, views_on_paper, MARGIN.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .geometry.camera import Cameras, Views
 from .runtime import AUTOCAST_TYPES, Precision
+
+MARGIN = 0.85
+"""Part of a device's free memory that a plan may take on paper: allocators leave gaps."""
 
 
 class LiveMemory(TorchDispatchMode):
@@ -56,6 +60,15 @@ class LiveMemory(TorchDispatchMode):
         self.followed[key] = weakref.ref(storage, freed)
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
+
+
+def views_on_paper(samples: int, num_views: int, height: int, width: int) -> Views:
+    """Views without content, made on the device in force."""
+    cameras = Cameras(
+        torch.empty(samples, num_views, 4, 4), torch.empty(samples, num_views, 4), height, width
+    )
+    # Fixed draws: what a family leaves to chance is the same in every count. MV-LDM uses its whole context with them.
+    return Views(torch.empty(samples, num_views, 3, height, width), cameras, draws=[0] * samples)
 
 
 # ----------------------------------------------------------------------------------------------- autocast

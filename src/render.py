@@ -133,7 +133,7 @@ def _cameras(arguments: argparse.Namespace, place: Place) -> tuple[Cameras, int]
 
 def _write(out: Path, place: Place, cameras: Cameras, fps: int) -> None:
     """The frames as a video or as PNG files, with a progress bar; then the path."""
-    chunk = place.config.inference.chunk
+    chunk = place.at_once(place.input, cameras.height, cameras.width)
     frames: Iterable[np.ndarray] = video_frames(place.render, cameras, chunk)
     frames = tqdm(frames, total=cameras.num_views, unit="frame", desc="rendering")
     if out.suffix in VIDEOS:

@@ -4,7 +4,7 @@ The same code runs alone or under torchrun, on GPUs (nccl) or on CPUs (gloo). Al
 collectives here return what they were given.
 
 Public: Runtime, start, stop, end_torchrun, autocast, set_precision, exact_float32, grad_scaler, setup_logging, largest_over_ranks,
-mean_over_ranks, agree, all_gather_objects, broadcast_object, from_main, random_state, set_random_state, free_memory,
+mean_over_ranks, agree, all_gather_objects, broadcast_object, from_main, random_state, set_random_state, device_memory,
 peak_memory_gib.
 """
 
@@ -274,12 +274,12 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes of a GPU that this process holds or may still take; 0: not known, as on a CPU."""
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of a GPU that tensors of this process hold, and that it may still take; 0 and 0: not known, as on a CPU."""
     if device.type != "cuda":
-        return 0
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device)
+        return 0, 0
+    held, (free, _) = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)
+    return held, free + torch.cuda.memory_reserved(device) - held
 
 
 def peak_memory_gib(device: torch.device) -> float:

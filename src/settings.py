@@ -73,7 +73,9 @@ class Inference(ViewChoice):
     median_depth_path: str = key(
         "JSON scene -> median depth in the units of its cameras; adds the plane-warp floor", ""
     )
-    chunk: int = key("target views rendered at once; 0: all", 4, least=0)
+    chunk: int = key(
+        "target views rendered at once; 0: all; -1: as many as fit the GPU on paper (4 on a CPU)", 4, least=-1
+    )
     use_ema: bool = key("score and render with averaged weights, of runs with training.ema_decay", True)
     sampling: Sampling = key("videos that src.sample makes", Sampling)
     sampling_seed: int = key("seed of what generative families draw at random", 0, least=0)

@@ -54,8 +54,8 @@ from .runtime import (
     agree,
     all_gather_objects,
     autocast,
+    device_memory,
     end_torchrun,
-    free_memory,
     set_precision,
     setup_logging,
     start,
@@ -173,7 +173,7 @@ def train(config: RunConfig, runtime: Runtime, *, profile: bool = False) -> int:
 def fitting_activations(run: Run, loader: Any) -> str:
     """The plan for activations: the one of the config or, if it leaves that open, the fastest that the GPU has room for."""
     training, device = run.config.training, run.runtime.device
-    free = free_memory(device)
+    free = sum(device_memory(device))  # the plan counts all that the step holds
     if training.activations != "auto":
         return training.activations
     if not free:
@@ -186,7 +186,7 @@ def fitting_activations(run: Run, loader: Any) -> str:
         shape=loader.shape,
     )
     plan = fitting_plan(step, free, run.runtime.world)
-    log.info("training.activations auto: %s, for %.3g GiB of free GPU memory", plan, free / 2**30)
+    log.info("training.activations auto: %s, for %.3g GiB of GPU memory", plan, free / 2**30)
     return plan
 
 

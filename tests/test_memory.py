@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from src.activations import PLANS
-from src.cost import MARGIN, StepOnPaper, fitting_plan
+from src.cost import StepOnPaper, fitting_plan
 from src.geometry.camera import Cameras, Views
 from src.geometry.rotation import decode_pose
 from src.loss import build_image_loss
-from src.memory import AutocastOnPaper, LiveMemory, autocast_on_paper
+from src.memory import MARGIN, AutocastOnPaper, LiveMemory, autocast_on_paper
 from src.model import build_model, family_config
 from src.settings import RunConfig, load_config
 

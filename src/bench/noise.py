@@ -19,7 +19,7 @@ from ..loss import build_image_loss
 from ..model import build_model
 from ..optim import build_optimizer
 from ..parallel import spread
-from ..runtime import Runtime, free_memory, grad_scaler
+from ..runtime import Runtime, device_memory, grad_scaler
 from ..settings import Pretrained, RunConfig, Training
 from ..step import StepResult, train_step
 
@@ -63,7 +63,7 @@ class NoiseTraining:
 
     def _plan(self, config: RunConfig) -> str:
         """For activations, as `src.train` chooses it."""
-        free, samples = free_memory(self.runtime.device), self.training.batch_size_per_gpu
+        free, samples = sum(device_memory(self.runtime.device)), self.training.batch_size_per_gpu
         if self.training.activations != "auto":
             return self.training.activations
         step = StepOnPaper(config, samples=samples)

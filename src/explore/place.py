@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError
+from ..frames_at_once import FramesAtOnce
 from ..geometry.camera import Cameras, Views
 from ..geometry.frames import WorldFrame, context_frame
 from ..model.base import ViewSynthesizer
@@ -46,6 +47,7 @@ class Place:
         self.frame = world_frame(given.c2w, config.training) if capture.posed else None
         placed = self.frame.apply(given) if self.frame else given
         self.input = _to(Views(capture.image, placed), runtime.device)
+        self.at_once = FramesAtOnce(config, runtime.device)
         with torch.inference_mode(), autocast(runtime.device, config.training):
             self.state = model.encode(self.input)
             estimated = model.target_cameras(self.state, self.input) if model.target_aware else None
@@ -70,8 +72,9 @@ class Place:
         elif self.mapping:
             cameras = self.mapping(cameras)
         cameras = _on(cameras, self.runtime.device)
+        chunk = chunk or self.at_once(self.input, cameras.height, cameras.width)
         with torch.inference_mode(), autocast(self.runtime.device, self.config.training):
-            images = self.model.render(self.state, cameras, chunk or self.config.inference.chunk)
+            images = self.model.render(self.state, cameras, chunk)
         return images.float().cpu()
 
     @property
