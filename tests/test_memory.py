@@ -92,7 +92,7 @@ def test_plans_trade_memory_for_work() -> None:
 
 
 def test_the_fastest_plan_that_fits_is_chosen() -> None:
-    overrides = ("model.transformer.n_layer=6", "training.grad_checkpoint_every=1")
+    overrides = ("model.transformer.n_layer=4", "training.grad_checkpoint_every=1")
     step, totals = StepOnPaper(load("debug", *overrides), samples=8), {}
     for step.plan in PLANS:
         totals[step.plan] = step.memory().total
