@@ -149,8 +149,9 @@ class Lpips(nn.Module):
         distances = []
         with full_precision(images.device), exact_float32():
             for number, pair in enumerate(pairs):
-                new = [place for place in dict.fromkeys(pair) if place not in seen]
-                if new:
+                if not seen.keys() >= set(pair):
+                    ahead = dict.fromkeys(place for later in pairs[number:] for place in later)
+                    new = [place for place in ahead if place not in seen][: self._at_once]
                     seen |= zip(new, self._see(images[new].float()))
                 distances.append(self._distance(*(seen[place] for place in pair)))
                 seen = {place: maps for place, maps in seen.items() if last[place] > number}
@@ -172,8 +173,16 @@ class Lpips(nn.Module):
     def _stages(self) -> list[nn.Module]:
         """The trunk in the five parts after which images are compared; on processors with fewer multiplications."""
         trunk = self.network.net
-        fast = next(trunk.parameters()).device.type == "cpu"
-        return list((with_winograd(trunk) if fast else trunk).children())
+        return list((with_winograd(trunk) if self._on_processor else trunk).children())
+
+    @property
+    def _at_once(self) -> int:
+        """Images that the network sees together: processors have less cache, other devices more to do at once."""
+        return 2 if self._on_processor else _GROUP
+
+    @property
+    def _on_processor(self) -> bool:
+        return next(self.network.parameters()).device.type == "cpu"
 
 
 def load_lpips(vgg16_path: str, device: torch.device) -> Lpips:

@@ -135,8 +135,13 @@ def test_each_image_is_looked_at_once(lpips_metric: torch.nn.Module, monkeypatch
     monkeypatch.setattr(
         type(lpips_metric), "_see", lambda self, images: seen.append(len(images)) or see(self, images)
     )
-    lpips_metric.compare(torch.rand(5, 3, 16, 16), [(2, 0), (4, 0), (3, 1), (4, 1)])
-    assert sum(seen) == 5
+    images, pairs = torch.rand(5, 3, 16, 16), [(2, 0), (4, 0), (3, 1), (4, 1)]
+    distances = lpips_metric.compare(images, pairs)
+    assert sum(seen) == 5 and max(seen) == 2
+    seen.clear()
+    monkeypatch.setattr(type(lpips_metric), "_at_once", 4)  # as where there is no processor's cache to keep to
+    torch.testing.assert_close(lpips_metric.compare(images, pairs), distances, rtol=1e-6, atol=1e-7)
+    assert seen == [4, 1]
 
 
 def test_lpips_of_identical_images_is_zero(lpips_metric: torch.nn.Module) -> None:
