@@ -29,7 +29,7 @@ LONGEST_LINE = 1000
 
 LESS_MEMORY = (
     "In training, lower training.batch_size_per_gpu (and raise training.grad_accum_steps by as much) or set "
-    "training.grad_checkpoint_every=1; in scoring, lower training.batch_size_per_gpu or inference.chunk."
+    "training.activations=memory; in scoring, lower training.batch_size_per_gpu or inference.chunk."
 )
 
 
