@@ -26,7 +26,6 @@ def keep_activations(model: ViewSynthesizer, training: Training, plan: str) -> N
     elif plan == "memory":
         # Where every process holds a share of the weights, each part would have to gather all of them.
         slices = 1 if training.parallel == "fsdp" else SLICES
-        # As slices are small, two blocks at a time cost less than the stream between them.
-        model.set_checkpointing(2 if slices > 1 else 1, slices=slices)
+        model.set_checkpointing(1, slices=slices)
     else:
         raise ValueError(f"no such plan: {plan}; there are {', '.join(PLANS)}.")

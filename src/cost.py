@@ -1,10 +1,11 @@
 """What a training step costs, counted on the meta device: nothing is computed and no memory is taken.
 
-Public: StepCost, step_cost, StepMemory, StepOnPaper, fitting_plan.
+Public: StepCost, step_cost, StepMemory, StepOnPaper, fitting_plan, chosen_plan, plans_of.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,7 +21,10 @@ from .activations import PLANS, keep_activations
 from .loss import ImageLoss, build_image_loss
 from .memory import MARGIN, AutocastOnPaper, LiveMemory, autocast_on_paper, views_on_paper
 from .model import build_model
-from .settings import Pretrained, RunConfig
+from .runtime import Runtime, all_gather_objects, device_memory
+from .settings import Pretrained, RunConfig, Training
+
+log = logging.getLogger(__name__)
 
 STATE_BYTES_PER_PARAMETER = 16
 """float32 weight, gradient and two moments of AdamW."""
@@ -200,10 +204,33 @@ class StepOnPaper:
 
 def fitting_plan(step: StepOnPaper, free: float, processes: int = 1) -> str:
     """The fastest plan for activations that leaves room in `free` bytes; where none does, the one that takes least."""
-    for step.plan in PLANS:
+    for plan in plans_of(step.config.training):
+        step.plan = plan
         if step.memory(processes).total <= MARGIN * free:
             break
     return step.plan
+
+
+def plans_of(training: Training) -> tuple[str, ...]:
+    """What there is to choose from; what compiled blocks keep, they choose themselves."""
+    return tuple(plan for plan in PLANS if plan != "products" or not training.compile)
+
+
+def chosen_plan(config: RunConfig, runtime: Runtime, num_input: int = 0, shape: tuple[int, ...] = ()) -> str:
+    """The plan for activations that the config names or, where it says auto, the fastest for which the GPUs of all ranks
+    have room. All ranks call this. num_input, shape: as in `StepOnPaper`.
+    """
+    training = config.training
+    if training.activations != "auto":
+        return training.activations
+    free = min(all_gather_objects(sum(device_memory(runtime.device))))  # the count has all that a step holds
+    if not free:
+        log.info("training.activations auto: blocks, as there is no GPU whose memory could be counted.")
+        return "blocks"
+    step = StepOnPaper(config, samples=training.batch_size_per_gpu, num_input=num_input, shape=shape)
+    plan = fitting_plan(step, free, runtime.world)
+    log.info("training.activations auto: %s, for %.3g GiB of GPU memory", plan, free / 2**30)
+    return plan
 
 
 def _squared_error(pred: Tensor, target: Tensor) -> dict[str, Tensor]:

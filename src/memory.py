@@ -141,7 +141,11 @@ class AutocastOnPaper(TorchFunctionMode):
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
             return value
         dtype = torch.get_autocast_dtype(_STANDS_IN)
-        if self.recomputing or not (value.is_leaf and value.requires_grad):
+        if (
+            self.recomputing
+            or not torch.is_autocast_cache_enabled()
+            or not (value.is_leaf and value.requires_grad)
+        ):
             return value.to(dtype)
         if id(value) not in self.casts:
             self.casts[id(value)] = value.to(dtype)

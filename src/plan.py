@@ -14,11 +14,11 @@ import os
 import sys
 from dataclasses import dataclass
 
-from .activations import PLANS
 from .config import ConfigError
-from .cost import StepMemory, StepOnPaper
+from .cost import StepMemory, StepOnPaper, plans_of
 from .data.loader import ContextCounts
 from .gpus import GPUS, Gpu
+from .memory import MARGIN
 from .model import family_config
 from .preflight import Preflight, check_space, inspect
 from .scaling import talk
@@ -114,6 +114,7 @@ class Plan:
         micro, accum = training.batch_size_per_gpu, training.grad_accum_steps
         height, width = self.shape
         every = f" {training.grad_checkpoint_every}" if way == "blocks" else ""
+        way = f"{way} (the least; auto takes more where it can)" if len(self.ways) > 1 else way
         numbers = training.amp_dtype if training.use_amp else "float32"
         gathered = f"gathered for a block {memory.gathered / GIB:.3g}, " if memory.gathered else ""
         total = self.work + recomputed + self.loss_work
@@ -141,17 +142,18 @@ class Plan:
 
     def _row(self, gpu: Gpu, utilisation: float) -> str:
         training, room = self.config.training, (gpu.memory - RESERVED) * GIB
-        fitting = [way for way, (memory, _) in self.ways.items() if memory.total <= room]
-        way = (fitting or list(self.ways))[0 if fitting else -1]
+        *_, leanest = self.ways
+        way = next((w for w, (memory, _) in self.ways.items() if memory.total <= MARGIN * room), leanest)
+        fits = self.ways[way][0].total <= room
         seconds = self.seconds(gpu, utilisation, self.ways[way][1])
         if not seconds:
             return f"    {gpu.name:<14}{'':>46}   has no {training.amp_dtype}: set training.amp_dtype: fp16"
         images = training.batch_size_per_gpu * training.grad_accum_steps * training.num_views / seconds
         hours = seconds * training.train_steps / 3600
-        chosen = f", activations {way}" if fitting and len(self.ways) > 1 else ""
+        chosen = f", activations {way}" if fits and len(self.ways) > 1 else ""
         return (
             f"    {gpu.name:<14}{gpu.speed(training):>13.0f}{seconds:>10.3g}{hours:>10.3g}{images:>13,.0f}   "
-            f"{'fits' if fitting else 'too little'} ({gpu.memory:.0f} GiB){chosen}"
+            f"{'fits' if fits else 'too little'} ({gpu.memory:.0f} GiB){chosen}"
         )
 
 
@@ -169,7 +171,7 @@ def make_plan(config: RunConfig, found: Preflight, processes: int = 1) -> Plan:
     samples = training.batch_size_per_gpu * training.grad_accum_steps
     whole = StepOnPaper(config, samples=training.batch_size_per_gpu, num_input=num_input, shape=shape)
     work, ways = one.flops(), {}
-    for whole.plan in PLANS if training.activations == "auto" else [training.activations]:
+    for whole.plan in plans_of(training) if training.activations == "auto" else [training.activations]:
         ways[whole.plan] = whole.memory(processes), samples * (one.flops(whole.plan) - work)
     return Plan(
         config=config,

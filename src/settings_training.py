@@ -207,6 +207,11 @@ class Training:
 
     def _problems(self) -> Iterator[str]:
         """What is wrong with settings that are fine each by itself."""
+        if self.activations == "products" and self.compile:
+            yield (
+                "training.activations products does not see into compiled blocks (training.compile), which choose themselves "
+                "what they keep: set activations: speed, or compile: false."
+            )
         if self.num_input_views > self.num_views:
             yield (
                 f"training.num_input_views {self.num_input_views} exceeds training.num_views {self.num_views}, "

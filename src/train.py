@@ -40,7 +40,7 @@ from . import plan
 from .activations import keep_activations
 from .checkpoint import find_checkpoints
 from .cli import LESS_MEMORY, chosen_config, config_parser, guarded
-from .cost import StepOnPaper, fitting_plan
+from .cost import chosen_plan
 from .data.batch import split_views, to_device
 from .data.loader import training_loader
 from .evaluate import evaluate
@@ -54,7 +54,6 @@ from .runtime import (
     agree,
     all_gather_objects,
     autocast,
-    device_memory,
     end_torchrun,
     set_precision,
     setup_logging,
@@ -125,7 +124,8 @@ def train(config: RunConfig, runtime: Runtime, *, profile: bool = False) -> int:
         samples_seen=progress.samples_seen,
         pin=runtime.device.type != "cpu",
     )
-    keep_activations(run.model, training, fitting_activations(run, loader))
+    plan_of_activations = chosen_plan(config, runtime, loader.contexts.most, loader.shape)
+    keep_activations(run.model, training, plan_of_activations)
     announce(run, loader)
     meter, first_step, saved_step = Meter(), progress.step, progress.step
     steps = training.train_steps - first_step
@@ -168,26 +168,6 @@ def train(config: RunConfig, runtime: Runtime, *, profile: bool = False) -> int:
         finish_saving(run)
     log.info("Finished %d steps. %s", progress.step, _loader_report(loader))
     return 0
-
-
-def fitting_activations(run: Run, loader: Any) -> str:
-    """The plan for activations: the one of the config or, if it leaves that open, the fastest that the GPU has room for."""
-    training, device = run.config.training, run.runtime.device
-    free = sum(device_memory(device))  # the plan counts all that the step holds
-    if training.activations != "auto":
-        return training.activations
-    if not free:
-        log.info("training.activations auto: blocks, as there is no GPU whose memory could be counted.")
-        return "blocks"
-    step = StepOnPaper(
-        run.config,
-        samples=training.batch_size_per_gpu,
-        num_input=loader.contexts.most,
-        shape=loader.shape,
-    )
-    plan = fitting_plan(step, free, run.runtime.world)
-    log.info("training.activations auto: %s, for %.3g GiB of GPU memory", plan, free / 2**30)
-    return plan
 
 
 def draw(loader: Iterator[EasyDict], count: int, request: StopRequest) -> tuple[list[EasyDict], str]:

@@ -19,8 +19,9 @@ class RangeServer:
     """Serves a folder while it is entered. url: its address.
 
     behaviour: given the path of a request and its number among those for that path (from 0), what the server does with
-    it: "fine", "slow", "drip" (byte after byte), "cut" (half of the body), "500", "403", "whole" (no ranges), "other"
-    (other bytes than asked for). asked: (path, bytes sent) of all requests. connections: addresses from which they came.
+    it: "fine", "slow", "drip" (byte after byte), "drip_head" (a header without end), "cut" (half of the body), "500", "403",
+    "moved" (a redirect to where it is fine), "loop" (redirects without end, with bodies without end), "whole" (no ranges),
+    "other" (other bytes than asked for). asked: (path, bytes sent) of all requests. connections: addresses from which they came.
     """
 
     def __init__(self, folder: Path, *, listing: bool = True, slow_s: float = 1.0) -> None:
@@ -79,9 +80,11 @@ class RangeServer:
             self.asked.append((path, 0))
             self.connections.add(handler.client_address)
         how = self.behaviour(path, number)
-        file = self.folder / path.strip("/")
+        file = self.folder / path.strip("/").removeprefix("moved/")
         if how == "slow":
             time.sleep(self.slow_s)
+        if how in ("moved", "loop") and not path.startswith("/moved/"):
+            return self._redirect(handler, path, how)
         if how in ("500", "403"):
             return self._send(handler, int(how), {}, b"no")
         if file.is_dir() and self.listing and path.endswith("/"):
@@ -103,6 +106,17 @@ class RangeServer:
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         return self._send(handler, 206, headers, content[first : last + 1], how)
 
+    def _redirect(self, handler: BaseHTTPRequestHandler, path: str, how: str) -> None:
+        try:
+            handler.send_response(302)
+            handler.send_header("Location", f"/moved{path}" if how == "moved" else path)
+            handler.send_header("Content-Length", str(0 if how == "moved" else 10**12))
+            handler.end_headers()
+            while how == "loop":
+                handler.wfile.write(bytes(2**16))
+        except OSError:  # the other side went away
+            handler.close_connection = True
+
     def _send(
         self, handler: BaseHTTPRequestHandler, status: int, headers: dict, body: bytes, how: str = "fine"
     ) -> None:
@@ -110,6 +124,9 @@ class RangeServer:
             self.asked.append(("sent", len(body)))
         try:
             handler.send_response(status)
+            while how == "drip_head":
+                handler.wfile.write(b"x")
+                time.sleep(0.05)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 handler.send_header(name, value)
             handler.end_headers()

@@ -83,7 +83,7 @@ ALLOWED: dict[str, set[str]] = {
     "scaling": {"cost", "gpus", "settings"},
     "activations": {"settings", "model"},
     "frames_at_once": {"memory", "model", "settings", "geometry", "runtime"},
-    "cost": {"activations", "settings", "geometry", "model", "loss", "memory"},
+    "cost": {"activations", "runtime", "settings", "geometry", "model", "loss", "memory"},
     "memory": {"geometry", "runtime"},
     "gpus": {"settings"},
     "preflight": EVERYTHING - {"cli", "train", "inference", "inference_fast", "parity", "weights", "plan"},

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
+from src import cost
 from src.activations import PLANS
-from src.cost import StepOnPaper, fitting_plan
+from src.config import ConfigError
+from src.cost import StepOnPaper, chosen_plan, fitting_plan, plans_of
 from src.geometry.camera import Cameras, Views
 from src.geometry.rotation import decode_pose
 from src.loss import build_image_loss
 from src.memory import MARGIN, AutocastOnPaper, LiveMemory, autocast_on_paper
 from src.model import build_model, family_config
+from src.runtime import Runtime
 from src.settings import RunConfig, load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "config"
@@ -99,6 +102,29 @@ def test_the_fastest_plan_that_fits_is_chosen() -> None:
     for plan, total in totals.items():
         assert fitting_plan(step, 1.001 * total / MARGIN) == plan
     assert fitting_plan(step, 0.5 * totals["memory"]) == "memory"
+
+
+def test_all_ranks_take_what_the_smallest_gpu_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ("training.grad_checkpoint_every=1", "training.activations=auto")
+    config = load("debug", *overrides)
+    step = StepOnPaper(config, samples=config.training.batch_size_per_gpu)
+    step.plan = "blocks"
+    little = 1 + int(step.memory().total / MARGIN)
+    monkeypatch.setattr(cost, "device_memory", lambda device: (10**9, 10**10))
+    assert chosen_plan(config, Runtime()) == "speed"
+    monkeypatch.setattr(cost, "all_gather_objects", lambda mine: [mine, little])
+    assert chosen_plan(config, Runtime()) == "blocks"
+
+
+def test_without_a_gpu_auto_is_as_published() -> None:
+    assert chosen_plan(load("debug", "training.activations=auto"), Runtime()) == "blocks"
+    assert chosen_plan(load("debug", "training.activations=memory"), Runtime()) == "memory"
+
+
+def test_compiled_blocks_are_not_promised_what_they_choose_themselves() -> None:
+    with pytest.raises(ConfigError, match="activations products does not see into compiled blocks"):
+        load("debug", "training.activations=products", "training.compile=true")
+    assert plans_of(load("debug", "training.compile=true").training) == ("speed", "blocks", "memory")
 
 
 def outputs(model: nn.Module, run: Callable[[], None]) -> dict[str, torch.dtype]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from src import metrics
 from src.config import ConfigError
 from src.metrics import METRICS, PSNR_CAP, _random_trunk, build_metrics, compare, load_lpips, psnr, ssim
 from src.settings import Inference, Pretrained
@@ -130,6 +131,23 @@ def test_pairs_among_images_are_scored_as_each_alone(lpips_metric: torch.nn.Modu
         torch.testing.assert_close(compare(metric, images, pairs), alone, rtol=1e-6, atol=1e-7)
 
 
+def test_many_pairs_are_scored_in_groups_and_few_features_kept(
+    lpips_metric: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, pairs = torch.rand(5, 3, 16, 16), [(i % 4, 4 - i % 3) for i in range(21)]
+    expected = [compare(metric, images, pairs) for metric in (psnr, ssim, lpips_metric)]
+    monkeypatch.setattr(metrics, "_KEPT", 2)
+    sizes = []
+
+    def remember(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(a))
+        return psnr(a, b)
+
+    assert torch.equal(compare(remember, images, pairs), expected[0]) and max(sizes) <= 8
+    for metric, values in zip((psnr, ssim, lpips_metric), expected):
+        torch.testing.assert_close(compare(metric, images, pairs), values, rtol=1e-6, atol=1e-7)
+
+
 def test_each_image_is_looked_at_once(lpips_metric: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, see = [], type(lpips_metric)._see
     monkeypatch.setattr(
@@ -139,7 +157,9 @@ def test_each_image_is_looked_at_once(lpips_metric: torch.nn.Module, monkeypatch
     distances = lpips_metric.compare(images, pairs)
     assert sum(seen) == 5 and max(seen) == 2
     seen.clear()
-    monkeypatch.setattr(type(lpips_metric), "_at_once", 4)  # as where there is no processor's cache to keep to
+    monkeypatch.setattr(
+        type(lpips_metric), "_at_once", 4
+    )  # as where there is no processor's cache to keep to
     torch.testing.assert_close(lpips_metric.compare(images, pairs), distances, rtol=1e-6, atol=1e-7)
     assert seen == [4, 1]
 

@@ -14,12 +14,12 @@ from easydict import EasyDict
 from torch import Tensor
 
 from ..activations import keep_activations
-from ..cost import StepOnPaper, fitting_plan
+from ..cost import chosen_plan
 from ..loss import build_image_loss
 from ..model import build_model
 from ..optim import build_optimizer
 from ..parallel import spread
-from ..runtime import Runtime, device_memory, grad_scaler
+from ..runtime import Runtime, grad_scaler
 from ..settings import Pretrained, RunConfig, Training
 from ..step import StepResult, train_step
 
@@ -51,7 +51,7 @@ class NoiseTraining:
         for teacher in self.model.teachers().values():
             teacher.to(runtime.device)
         self.model.train()
-        keep_activations(self.model, training, self._plan(config))
+        keep_activations(self.model, training, chosen_plan(config, runtime))
         if training.compile:
             self.model.compile_blocks()
         side = config.model.image_tokenizer.image_size
@@ -60,14 +60,6 @@ class NoiseTraining:
             pinned = {n: value.pin_memory() for n, value in self.batch.items() if isinstance(value, Tensor)}
             self.batch = EasyDict({**self.batch, **pinned})
         self.images = training.batch_size_per_gpu * training.grad_accum_steps * training.num_views
-
-    def _plan(self, config: RunConfig) -> str:
-        """For activations, as `src.train` chooses it."""
-        free, samples = sum(device_memory(self.runtime.device)), self.training.batch_size_per_gpu
-        if self.training.activations != "auto":
-            return self.training.activations
-        step = StepOnPaper(config, samples=samples)
-        return fitting_plan(step, free, self.runtime.world) if free else "blocks"
 
     def step(self, *, norms: bool = False) -> StepResult:
         """One optimiser step. norms: with the gradient norm of each parameter.

@@ -39,7 +39,6 @@ VARIANTS: dict[str, list[str]] = {
         "training.compile=true",
     ],
     "compiled_memory": ["training.activations=memory", "training.compile=true"],
-    "compiled_products": ["training.activations=products", "training.compile=true"],
     "compiled_speed": ["training.activations=speed", "training.compile=true"],
 }
 """Name -> settings. The first recomputes each block, as published, and compiles nothing."""

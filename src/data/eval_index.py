@@ -26,6 +26,7 @@ from .batch import Batch, collate
 from .dataset import SceneDataset
 from .loader import EVALUATION_SHARE, plan_prefetch
 from .order import scene_seed
+from .remote.source import SourceLost
 from .scene import SceneError
 from .transforms import image_header, resized_size
 from .view_choice import choose_index, index_text
@@ -268,7 +269,9 @@ class EvaluationLoader:
     def _hand_out(self, loader: ReadAhead) -> Iterator[Batch]:
         self.enlarged = 0
         while (read := self._next(loader)) is not None:
-            batches, failed, enlarged = read
+            batches, failed, enlarged, lost = read
+            if lost:
+                raise SourceLost(lost)
             if enlarged and not self.enlarged:
                 log.warning(
                     "pictures smaller than model.image_tokenizer.image_size are enlarged for scoring."
@@ -280,12 +283,18 @@ class EvaluationLoader:
                     self.missing.append((scene, reason))
             yield from (Batch(batch) for batch in batches)
 
-    def _next(self, loader: ReadAhead) -> tuple[list[dict[str, Any]], list[tuple[str, str]], int] | None:
+    def _next(self, loader: ReadAhead) -> _Read | None:
         """What `_Requests` gives for the next place; None at the end."""
         try:
             return next(loader, None)
         except WorkerDied as error:
-            return [], [(request.scene, str(error)) for request in self.requests[error.key]], 0
+            return [], [(request.scene, str(error)) for request in self.requests[error.key]], 0, ""
+
+
+_Read = tuple[list[dict[str, Any]], list[tuple[str, str]], int, str]
+"""Batches (more than one where picture sizes differ), scenes that cannot be scored with the reasons, the number of enlarged
+pictures, and why there is no hope for further scenes, if so.
+"""
 
 
 @dataclass(frozen=True)
@@ -329,10 +338,8 @@ class _Requests(Dataset):
     def __len__(self) -> int:
         return len(self.requests)
 
-    def __getitem__(self, place: int) -> tuple[list[dict[str, Any]], list[tuple[str, str]], int]:
-        """Batches (more than one where picture sizes differ), scenes that cannot be scored with the reasons, and the
-        number of enlarged pictures.
-        """
+    def __getitem__(self, place: int) -> _Read:
+        """Raises nothing that a lost source raises: exceptions of a worker lose their form."""
         by_size: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         failed: list[tuple[str, str]] = []
         enlarged = 0
@@ -344,9 +351,11 @@ class _Requests(Dataset):
             except SceneError as error:
                 failed.append((request.scene, str(error)))
                 continue
+            except SourceLost as error:
+                return [], [], 0, str(error)
             sample["index"][:, 1] = request.uid
             sample["draw"] = scene_seed(self.seed, request.scene)
             enlarged += sample["enlarged"]
             by_size.setdefault(tuple(sample["image"].shape), []).append(sample)
         num_input = self.requests[place][0].counts[0]
-        return [collate(samples, num_input) for samples in by_size.values()], failed, enlarged
+        return [collate(samples, num_input) for samples in by_size.values()], failed, enlarged, ""

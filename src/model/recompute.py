@@ -62,4 +62,10 @@ class RecomputingList(nn.ModuleList):
         kept = (
             partial(create_selective_checkpoint_contexts, _policy) if self.keep_products else noop_context_fn
         )
-        return checkpoint(run, *inputs, use_reentrant=False, context_fn=kept)
+        cached = torch.is_autocast_cache_enabled()
+        # What is kept is found again by counting operations: a weight must be cast as often in both passes.
+        torch.set_autocast_cache_enabled(cached and not self.keep_products)
+        try:
+            return checkpoint(run, *inputs, use_reentrant=False, context_fn=kept)
+        finally:
+            torch.set_autocast_cache_enabled(cached)

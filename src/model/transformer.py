@@ -164,6 +164,8 @@ class BlockStack(RecomputingList):
         """Of the tokens `used` alone (only blocks of this module can leave out the others). [b, n, d] -> [b, n, d]"""
         last = used if self.skip_unused else ALL
         every = self.checkpoint_every if self.recomputes() else len(self)
+        if self.slices > 1 and not more:
+            every *= 2  # as slices are small, two blocks at a time cost less than the stream between them
         for first in range(0, len(self), every):
             group = list(self)[first : first + every]
             run = partial(_in_turn, group, last if group[-1] is self[-1] else ALL)

@@ -20,6 +20,7 @@ from src.config import ConfigError
 from src.data.chunk_index import ChunkScenes
 from src.data.dataset import open_scenes
 from src.data.loader import training_loader
+from src.data.remote import scenes as remote_scenes
 from src.data.remote.folder import RemoteFolder
 from src.data.remote.scenes import RemoteScenes
 from src.data.remote.source import SourceLost
@@ -201,7 +202,7 @@ def test_addresses_that_are_not_read(url, told):
 # ----------------------------------------------------------------------------------------------- bad servers
 
 
-@pytest.mark.parametrize("how", ["500", "cut", "slow", "drip", "other"])
+@pytest.mark.parametrize("how", ["500", "cut", "slow", "drip", "drip_head", "other"])
 def test_a_failure_that_passes_is_repeated(raw, server, how):
     scenes = RemoteScenes(server.url, QUICK)
     server.asked = []
@@ -231,6 +232,27 @@ def test_what_does_not_pass_is_not_repeated(server, how, told):
     with pytest.raises(FrameError, match=told):
         scenes[2].encoded(8)
     assert server.count("torch") == 1
+
+
+def test_redirects_are_followed_but_neither_without_end_nor_read(raw, server):
+    scenes = RemoteScenes(server.url, QUICK)
+    server.misbehave("torch", "moved")
+    assert scenes[2].encoded(8) == ChunkScenes(raw)[2].encoded(8)
+    server.misbehave("torch", "loop")
+    with pytest.raises(FrameError, match="redirected more than 5 times"):
+        scenes[2].encoded(7)
+
+
+@pytest.mark.parametrize(
+    ("url", "good"),
+    [("http://[::1]:8000/x", True), ("simplecache::http://host/x", False), ("s3://a::http://b/x", False)],
+)
+def test_chained_addresses_are_told_from_those_of_ipv6(url, good):
+    if good:
+        assert RemoteFolder(url).url == url
+    else:
+        with pytest.raises(ConfigError, match="chained"):
+            RemoteFolder(url)
 
 
 def test_a_chunk_that_is_gone_or_changed_is_noticed(raw, server):
@@ -304,6 +326,15 @@ def test_what_was_read_once_is_not_fetched_again(raw, server, own_cache):
     assert server.count("torch") == 2  # both sizes, as the index was listed anew
     for ours, theirs in zip(again, first):
         assert_same(ours, theirs)
+
+
+def test_requests_for_neighbours_stay_small(server, monkeypatch):
+    """All of them together would be one request, which a slow line could not answer in time."""
+    monkeypatch.setattr(remote_scenes, "PIECE_BYTES", 1)
+    shown = RemoteScenes(server.url, QUICK)[1]
+    server.asked = []
+    shown.announce([0, 1, 2])
+    assert server.count("torch") == 3
 
 
 def test_frames_of_a_sample_come_together(raw, server):

@@ -77,10 +77,23 @@ def test_every_plan_gives_the_same_loss_and_gradients(family, make_model, make_v
         torch.testing.assert_close(results[plan], results["speed"], atol=1e-7, rtol=1e-4)
 
 
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_plan_works_under_autocast(family, plan, make_model, make_views):
+    """A weight that autocast has cast once is cast as often in the recomputation."""
+    model, input, target = make_model(family).train(), make_views(2), make_views(2)
+    keep_activations(model, Training(), plan)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        render = model(input, target).render
+        assert torch.is_autocast_cache_enabled()
+    (render.float() - target.image).square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_slices_recompute_one_part_of_the_batch_after_another() -> None:
     stack, rows = transformer_stack(2, SIZES, qk_norm_eps=1e-5).train(), []
     stack[0].register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
-    stack.checkpoint_every, stack.slices = 2, 4
+    stack.checkpoint_every, stack.slices = 1, 4
     stack(torch.randn(6, 3, 16)).sum().backward()
     assert rows == [2, 2, 2] * 2
 

@@ -142,7 +142,7 @@ def _connect(url: str, timeout_s: float) -> Source:
 
 def _checked(url: str) -> str:
     """Without the slash at its end; ConfigError, which does not repeat a password, for what is no plain address."""
-    if "::" in url:
+    if re.search(r"::[A-Za-z][\w+.-]*://", url):
         raise ConfigError(
             f"{url}: chained URLs are not read; name the folder itself, such as s3://bucket/dir."
         )

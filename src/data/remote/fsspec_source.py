@@ -8,7 +8,6 @@ Public: FsspecSource.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from ...config import ConfigError
-from .source import Absent, Refused, RemoteError, RemoteFile
+from .source import Absent, OutOfTime, Refused, RemoteError, RemoteFile, within
 
 T = TypeVar("T")
 
@@ -83,22 +82,12 @@ class FsspecSource:
 
     def _within(self, work: Callable[[], T], seconds: float) -> T:
         """What `work()` returns, if it does so in time; its errors by kind."""
-        result: dict[str, Any] = {}
-
-        def run() -> None:
-            try:
-                result["value"] = work()
-            except Exception as error:  # every file system has kinds of its own
-                result["error"] = error
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        thread.join(seconds)
-        if "error" in result:
-            raise self._told(result["error"]) from result["error"]
-        if "value" not in result:
-            raise RemoteError(f"gave no answer for {seconds:g} s")
-        return result["value"]
+        try:
+            return within(seconds, work)
+        except OutOfTime:
+            raise
+        except Exception as error:  # every file system has kinds of its own
+            raise self._told(error) from error
 
     def _told(self, error: Exception) -> Exception:
         """What an error of a file system means for those who ask."""

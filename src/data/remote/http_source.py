@@ -17,9 +17,10 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 import requests
 import urllib3
 
-from .source import Absent, Refused, RemoteError, RemoteFile
+from .source import Absent, Refused, RemoteError, RemoteFile, within
 
 MOST_CONNECTIONS = 32
+MOST_REDIRECTS = 5
 BLOCK_BYTES = 2**18
 PAGE_BYTES = 2**25
 """Of a page that lists a directory, at most."""
@@ -30,8 +31,14 @@ PASSING = (408, 425, 429)
 _BAD_ADDRESS = (
     requests.exceptions.InvalidURL,
     requests.exceptions.InvalidSchema,
-    requests.exceptions.TooManyRedirects,
 )
+
+
+class _Session(requests.Session):
+    """Follows no redirects: it would read their bodies first."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
 
 
 class HttpSource:
@@ -39,13 +46,16 @@ class HttpSource:
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url, self.timeout_s = url, timeout_s
-        self.session = requests.Session()
+        self.session = _Session()
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, requests.adapters.HTTPAdapter(pool_maxsize=MOST_CONNECTIONS))
         self.session.headers["Accept-Encoding"] = "identity"  # ranges count the bytes of the file
 
     def names(self) -> list[str] | None:
         """What the directory page links to; None if the server shows none."""
+        return within(self.timeout_s, self._names)
+
+    def _names(self) -> list[str] | None:
         try:
             with self._get("") as (answer, until):
                 if "html" not in answer.headers.get("Content-Type", ""):
@@ -65,6 +75,9 @@ class HttpSource:
         return self.read(name, 0, 1)[1]
 
     def read(self, name: str, offset: int, size: int) -> tuple[bytes, RemoteFile]:
+        return within(self.timeout_s, lambda: self._read(name, offset, size))
+
+    def _read(self, name: str, offset: int, size: int) -> tuple[bytes, RemoteFile]:
         last = offset + size - 1
         with self._get(name, f"bytes={offset}-{last}") as (answer, until):
             if answer.status_code != 206:
@@ -93,9 +106,7 @@ class HttpSource:
         until = time.monotonic() + self.timeout_s
         headers = {"Range": span} if span else {}
         try:
-            with self.session.get(
-                f"{self.url}/{quote(name)}", headers=headers, stream=True, timeout=self.timeout_s
-            ) as answer:
+            with self._followed(f"{self.url}/{quote(name)}", headers) as answer:
                 _check_status(answer)
                 yield answer, until
         except RemoteError:
@@ -108,6 +119,16 @@ class HttpSource:
             raise RemoteError(f"cannot be reached ({_reason(error)})") from error
         except (OSError, urllib3.exceptions.HTTPError) as error:
             raise RemoteError(f"broke off ({_reason(error)})") from error
+
+    def _followed(self, address: str, headers: dict[str, str]) -> requests.Response:
+        """The answer at the end of redirects, whose own bodies are not read: they may have any size."""
+        for _ in range(MOST_REDIRECTS):
+            answer = self.session.get(address, headers=headers, stream=True, timeout=self.timeout_s)
+            if not answer.is_redirect:
+                return answer
+            address = urljoin(address, answer.headers["Location"])
+            answer.close()
+        raise Refused(f"is redirected more than {MOST_REDIRECTS} times")
 
     def _body(self, answer: requests.Response, limit: int, until: float) -> bytes:
         """What comes, as soon as it comes: a server that sends byte after byte does not outlive the time limit."""

@@ -100,7 +100,7 @@ def _named_in_index(folder: RemoteFolder) -> list[str]:
         tree = parse_json(folder.content("index.json"))
     except Absent as error:
         raise ConfigError(
-            f"{folder}: the files cannot be listed, and there is no index.json. {_REMEDY}"
+            f"{folder}: the files cannot be listed, and there is no index.json; or there is no such folder. {_REMEDY}"
         ) from error
     except RemoteError:
         raise

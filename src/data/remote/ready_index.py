@@ -53,7 +53,7 @@ def ready_made(folder: RemoteFolder) -> tuple[str, list[RemoteFile]] | None:
         if not isinstance(error, Absent):
             log.info("%s/%s %s", folder, BESIDE, error)
         return None
-    except RemoteError:
+    except (RemoteError, ConfigError):
         raise
     except ValueError as error:
         log.warning("%s/%s is not that of the chunks (%s): another index is made.", folder, BESIDE, error)

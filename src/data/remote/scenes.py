@@ -24,7 +24,7 @@ from ..chunks import frame_camera
 from ..scene import FrameError, SceneError
 from ..transforms import image_header
 from .byte_cache import ByteCache
-from .folder import RemoteFolder
+from .folder import PIECE_BYTES, RemoteFolder
 from .index import prepare
 from .source import RemoteError, RemoteFile
 
@@ -137,7 +137,7 @@ class RemoteScene(ChunkScene):
         }
         groups: list[list[Span]] = []
         for span in sorted(wanted - self.ahead.keys()):
-            if groups and span[0] - sum(groups[-1][-1]) <= GAP_BYTES:
+            if groups and _fits(groups[-1], span):
                 groups[-1].append(span)
             else:
                 groups.append([span])
@@ -160,3 +160,8 @@ class RemoteScene(ChunkScene):
 
     def _span(self, frame: int) -> Span:
         return int(self.frames[frame]["offset"]), int(self.frames[frame]["size"])
+
+
+def _fits(group: list[Span], span: Span) -> bool:
+    """Whether a further frame may come in the request for those before it: near to them, and not too much in all."""
+    return span[0] - sum(group[-1]) <= GAP_BYTES and sum(span) - group[0][0] <= PIECE_BYTES
