@@ -43,6 +43,8 @@ def _run(argv: list[str] | None) -> None:
         return
     training, runtime = config.training, start(config.training.seed)
     setup_logging(runtime.is_main)
+    if arguments.steps < 1:
+        raise ValueError("--steps must be at least 1.")
     rows = measure(arguments.config, arguments.overrides, arguments.variants, arguments.steps, runtime)
     if runtime.is_main:
         flops, where = step_flops(config), f"{runtime.world} x {machine(runtime.device)}"

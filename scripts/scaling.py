@@ -32,6 +32,8 @@ def _run(argv: list[str] | None) -> None:
     parser.add_argument("--utilisation", type=float, default=0.4, help="assumed part of the GPU's peak")
     parser.add_argument("--total", type=int, default=512, help="samples of a step that all GPUs share")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.total < 1 or not 0 < arguments.utilisation <= 1:
+        raise ValueError("--total must be at least 1, and --utilisation above 0 and at most 1.")
     config = chosen_config(arguments)
     if config is None:
         return
