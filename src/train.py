@@ -126,7 +126,7 @@ def train(config: RunConfig, runtime: Runtime, *, profile: bool = False) -> int:
     )
     plan_of_activations = chosen_plan(config, runtime, loader.contexts.most, loader.shape)
     keep_activations(run.model, training, plan_of_activations)
-    announce(run, loader)
+    announce(run, loader, plan_of_activations)
     meter, first_step, saved_step = Meter(), progress.step, progress.step
     steps = training.train_steps - first_step
     with (
@@ -226,12 +226,12 @@ def due(every: int, step: int) -> bool:
 # ----------------------------------------------------------------------------------------------- what is reported
 
 
-def announce(run: Run, loader: Any) -> None:
+def announce(run: Run, loader: Any, plan_of_activations: str) -> None:
     """Say what is about to happen."""
     training, world = run.config.training, run.runtime.world
     log.info(
         "%s with %.2f M parameters on %d x %s; %d scenes; %d samples a step (%d x %d processes x %d accumulated); "
-        "steps %d to %d; config %s",
+        "steps %d to %d; activations %s; config %s",
         run.config.model.class_name,
         sum(p.numel() for p in run.model.parameters()) / 1e6,
         world,
@@ -243,6 +243,7 @@ def announce(run: Run, loader: Any) -> None:
         training.grad_accum_steps,
         run.progress.step,
         training.train_steps,
+        plan_of_activations,
         config_digest(run.config),
     )
 
