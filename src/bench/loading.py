@@ -1,6 +1,6 @@
 """Samples per second of one loader process: 8 views at 224 pixels, read from converted folders and stacked to a batch.
 
-Public: measure.
+Public: measure, frames_of_a_turn, SAMPLES.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def measure(place: Place) -> list[Row]:
 
 
 def _row(what: str, place: Place, data: SceneDataset, target: float) -> Row:
-    picks, png = _picks(data), place.work / "png"
+    picks, png = frames_of_a_turn(data), place.work / "png"
     turns = take_turns(
         what,
         lambda: [torch.stack(field) for field in zip(*(_published(png, data, *pick) for pick in picks))],
@@ -47,8 +47,8 @@ def _row(what: str, place: Place, data: SceneDataset, target: float) -> Row:
     return ratio_row(what, turns, SAMPLES, "samples/s", target, _verdict(png, data, picks))
 
 
-def _picks(data: SceneDataset) -> list[tuple[int, list[int]]]:
-    """(scene, frames) of each sample of a turn, out of scenes that are long enough."""
+def frames_of_a_turn(data: SceneDataset) -> list[tuple[int, list[int]]]:
+    """(scene, frames) of each sample of a turn: frames spread evenly over scenes that are long enough."""
     lengths = [data.scenes[position].num_frames for position in range(len(data))]
     usable = [position for position, length in enumerate(lengths) if length >= VIEWS]
     scenes = [usable[number % len(usable)] for number in range(SAMPLES)]

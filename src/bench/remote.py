@@ -16,11 +16,9 @@ from ..data.batch import collate
 from ..data.dataset import SceneDataset
 from ..data.remote.scenes import RemoteScenes
 from ..data.view_settings import ViewSettings
+from .loading import SAMPLES, frames_of_a_turn
 from .published_data import VIEWS, run_config
 from .ratio import Place, Row, ratio_row, take_turns
-
-SAMPLES = 6
-"""Of a turn."""
 
 RATE_TARGET, BYTES_TARGET = 0.9, 1.0
 
@@ -34,7 +32,7 @@ def measure(place: Place) -> list[Row]:
         near = _data(str(place.chunks))
         far = _data(place.chunks.resolve().as_uri())
         assert isinstance(far.scenes, RemoteScenes)
-        picks = _picks(near)
+        picks = frames_of_a_turn(near)
         equal = "bit for bit" if all(_same(near, far, pick) for pick in picks) else ""
         fetched = far.scenes.remote.fetched
         turns = take_turns("from a URL", lambda: _read(near, picks), lambda: _read(far, picks), place.rounds)
@@ -61,17 +59,6 @@ def _cache_in(folder: Path) -> Iterator[None]:
 
 def _data(path: str) -> SceneDataset:
     return SceneDataset(path, ViewSettings.of(run_config(Path())))
-
-
-def _picks(data: SceneDataset) -> list[Pick]:
-    """Scenes in turn, with frames evenly spread over them."""
-    lengths = [data.scenes[position].num_frames for position in range(len(data))]
-    usable = [position for position, length in enumerate(lengths) if length >= VIEWS]
-    scenes = [usable[number % len(usable)] for number in range(SAMPLES)]
-    return [
-        (scene, [(number + view * lengths[scene] // VIEWS) % lengths[scene] for view in range(VIEWS)])
-        for number, scene in enumerate(scenes)
-    ]
 
 
 def _sample(data: SceneDataset, pick: Pick) -> dict:
